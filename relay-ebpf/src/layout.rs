@@ -1,0 +1,376 @@
+//! What lives in the maps and the load-time globals. Every type has one fixed layout, shared by the XDP program and
+//! the control process, and a size that is asserted below.
+//!
+//! Anything that one side writes while the other reads is made of 64-bit words ([`AtomicU64`]): no reader ever sees
+//! half of one. Addresses and ports are kept as they stand in packets (network order), so that comparing one with a
+//! packet is a comparison of words.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::wire::{Address, Be16, Mac};
+
+/// Grows when the meaning or size of anything in a pinned map changes.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// The names of the maps, as the kernel and the pin directory know them (at most 15 bytes, or pins are not reused).
+pub mod map {
+    /// ARRAY of [`UserEntry`](super::UserEntry), by slot; written by the control process.
+    pub const USERS: &str = "user_map";
+    /// ARRAY of [`StateEntry`](super::StateEntry), by slot; written by the XDP program.
+    pub const STATES: &str = "rate_limit_map";
+    /// ARRAY of [`DestinationEntry`](super::DestinationEntry); written by the control process.
+    pub const DESTINATIONS: &str = "dest_map";
+    /// LPM_TRIE from [`PrefixKey`](super::PrefixKey) to u32 (unused): source prefixes to drop.
+    pub const BLOCKLIST: &str = "blocklist";
+    /// ARRAY of one [`Control`](super::Control): what changes while the program runs.
+    pub const CONTROL: &str = "control";
+    /// PERCPU_ARRAY of `[packets, bytes]` as u64, by [`Reason::counter`](crate::verdict::Reason::counter).
+    pub const COUNTERS: &str = "counters";
+    /// PERCPU_ARRAY of one [`Latency`](super::Latency).
+    pub const LATENCY: &str = "latency";
+    /// RINGBUF of [`DropEvent`](super::DropEvent).
+    pub const EVENTS: &str = "events";
+    /// ARRAY of one u32: the [`LAYOUT_VERSION`](super::LAYOUT_VERSION) of the pinned maps.
+    pub const LAYOUT: &str = "layout";
+}
+
+/// The load-time global that holds [`Settings`].
+pub const SETTINGS_GLOBAL: &str = "SETTINGS";
+/// The XDP program.
+pub const PROGRAM: &str = "relay";
+/// An XDP program that writes `bpf_jiffies64` into the first 8 bytes of its packet, for the control process to relate
+/// the program's clock to its own.
+pub const CLOCK_PROGRAM: &str = "relay_clock";
+
+/// Most listeners of one relay.
+pub const MAX_LISTENERS: usize = 8;
+/// Most egress addresses of one family of one relay.
+pub const MAX_EGRESS: usize = 8;
+/// Packet numbers that the replay window tolerates out of order, the newest among them.
+pub const REPLAY_WINDOW: u64 = 512;
+/// Words of the replay window: twice what the window spans, so that its edge is exact (see `admission`).
+pub const WINDOW_WORDS: usize = 32;
+/// Buckets of the latency histogram: bucket `i` counts times below `2^i` ns and not below `2^(i-1)` ns.
+pub const LATENCY_BUCKETS: usize = 24;
+/// Bytes of a dropped packet that an event carries at most.
+pub const EVENT_BYTES: usize = 128;
+
+#[cfg(not(target_arch = "bpf"))]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// One listener: where clients send to, and the key of its header protection.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
+#[repr(C, align(8))]
+pub struct Listener {
+    /// SipHash key of the header protection, as two little-endian words; unused without it.
+    pub header_key: [u64; 2],
+    /// The address.
+    pub address: Address,
+    /// The UDP port.
+    pub port: Be16,
+    /// 1 with header protection, 0 without.
+    pub protected: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+}
+
+/// What is fixed while one load of the program lives: read-only to it, so the verifier removes what is switched off.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
+#[repr(C, align(8))]
+pub struct Settings {
+    /// Nanoseconds of one `bpf_jiffies64` tick.
+    pub tick_ns: u64,
+    /// Not 0: time is [`Control::lab_now_ns`], not the kernel's.
+    pub lab_clock: u32,
+    /// The relay's id, part of every token's context.
+    pub relay_id: u32,
+    /// Slots in `user_map` and `rate_limit_map`.
+    pub max_users: u32,
+    /// Entries in `dest_map`.
+    pub max_destinations: u32,
+    /// Listeners in use, from the front of `listeners`.
+    pub listener_count: u32,
+    /// IPv4 egress addresses in use.
+    pub egress_v4_count: u32,
+    /// IPv6 egress addresses in use.
+    pub egress_v6_count: u32,
+    /// First egress port.
+    pub first_egress_port: u32,
+    /// Egress ports of each egress address.
+    pub egress_ports: u32,
+    /// Not 0: packets to an egress port that no user expects are dropped instead of passed to the host.
+    pub drop_unmatched: u32,
+    /// One packet in this many is timed (a power of two), 0 for none.
+    pub latency_sample: u32,
+    /// One drop in this many of each reason becomes an event (a power of two), 0 for none.
+    pub event_sample: u32,
+    /// Largest IP packet that fits the link to the clients, in bytes.
+    pub mtu: u32,
+    /// The interface's own MAC address.
+    pub mac: Mac,
+    /// Zero.
+    pub reserved: [u8; 6],
+    /// The listeners.
+    pub listeners: [Listener; MAX_LISTENERS],
+    /// The IPv4 egress addresses.
+    pub egress_v4: [Address; MAX_EGRESS],
+    /// The IPv6 egress addresses.
+    pub egress_v6: [Address; MAX_EGRESS],
+}
+
+/// What the control process (or the lab) changes while the program runs.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Control {
+    /// The lab's clock, in nanoseconds; only read with [`Settings::lab_clock`].
+    pub lab_now_ns: AtomicU64,
+    /// 0 while the blocklist is empty, else a number (1 to 65535) that changes whenever the blocklist does.
+    pub block_generation: AtomicU64,
+}
+
+/// One user, as the control process publishes it (a plain value; the map holds [`UserEntry`]).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct User {
+    /// The random part of the handle.
+    pub salt: u32,
+    /// SipHash key of the tag, as two little-endian words.
+    pub key: [u64; 2],
+    /// When the grant ends, on the program's clock; `u64::MAX` for never.
+    pub expires_ns: u64,
+    /// Nanoseconds that one packet spends of the rate limit: `1e9 / rate`, at least 1.
+    pub interval_ns: u32,
+    /// Nanoseconds of the rate limit that may be spent at once: `burst × interval_ns`.
+    pub burst_ns: u64,
+    /// Index into `dest_map`.
+    pub destination: u32,
+    /// Index of the egress address in its family's list, derived from the slot.
+    pub egress: u16,
+    /// Egress port, derived from the slot.
+    pub egress_port: Be16,
+}
+
+/// One user in `user_map`: 64 bytes, one cache line.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct UserEntry {
+    /// [`UserEntry::PRESENT`] and the salt, or 0 where the slot has no user. Cleared first, written last.
+    handle: AtomicU64,
+    key: [AtomicU64; 2],
+    expires_ns: AtomicU64,
+    burst_ns: AtomicU64,
+    /// `interval_ns`, then `destination` in the upper half.
+    rate: AtomicU64,
+    /// `egress`, `egress_port` (network order), 32 bits of zero.
+    egress: AtomicU64,
+    reserved: AtomicU64,
+}
+
+impl UserEntry {
+    const PRESENT: u64 = 1 << 32;
+
+    /// Whether the slot belongs to the user with this salt.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_handle(&self, salt: u32) -> bool {
+        self.handle.load(Ordering::Acquire) == Self::PRESENT | salt as u64
+    }
+
+    /// The user in this slot, if there is one. A reader that must not mix two users checks [`Self::has_handle`]
+    /// before and after.
+    #[inline(always)]
+    #[must_use]
+    pub fn get(&self) -> Option<User> {
+        let handle = self.handle.load(Ordering::Acquire);
+        if handle & Self::PRESENT == 0 {
+            return None;
+        }
+        Some(self.load(handle as u32))
+    }
+
+    /// The fields of the user, whose salt the caller knows.
+    #[inline(always)]
+    #[must_use]
+    pub fn load(&self, salt: u32) -> User {
+        let rate = self.rate.load(Ordering::Relaxed);
+        let egress = self.egress.load(Ordering::Relaxed);
+        User {
+            salt,
+            key: [self.key[0].load(Ordering::Relaxed), self.key[1].load(Ordering::Relaxed)],
+            expires_ns: self.expires_ns.load(Ordering::Relaxed),
+            interval_ns: rate as u32,
+            burst_ns: self.burst_ns.load(Ordering::Relaxed),
+            destination: (rate >> 32) as u32,
+            egress: egress as u16,
+            egress_port: Be16::from_raw((egress >> 16) as u16),
+        }
+    }
+
+    /// Empties the slot: from now on no packet finds the user.
+    pub fn clear(&self) {
+        self.handle.store(0, Ordering::Release);
+    }
+
+    /// Writes everything but the handle. Only for a slot that is [cleared](Self::clear), or whose user keeps its salt
+    /// and key.
+    pub fn write_fields(&self, user: &User) {
+        self.key[0].store(user.key[0], Ordering::Relaxed);
+        self.key[1].store(user.key[1], Ordering::Relaxed);
+        self.expires_ns.store(user.expires_ns, Ordering::Relaxed);
+        self.burst_ns.store(user.burst_ns, Ordering::Relaxed);
+        self.rate.store(user.interval_ns as u64 | (user.destination as u64) << 32, Ordering::Relaxed);
+        self.egress.store(user.egress as u64 | (user.egress_port.raw() as u64) << 16, Ordering::Relaxed);
+    }
+
+    /// Publishes the user whose fields are in place.
+    pub fn publish(&self, salt: u32) {
+        self.handle.store(Self::PRESENT | salt as u64, Ordering::Release);
+    }
+}
+
+/// One user's state in `rate_limit_map`, by slot, shared by all CPUs: changed by compare-and-swap and atomic addition
+/// only. All zero for a new user. The first line is all that most packets touch besides one word of the window.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct StateEntry {
+    /// Theoretical arrival time of the rate limit (GCRA), on the program's clock.
+    pub tat_ns: AtomicU64,
+    /// The newest packet number so far.
+    pub newest: AtomicU64,
+    /// Guards `client` and `client_hop`: bits 0..32 a sequence number, odd while they are being written; 32..40 the
+    /// listener's index; 40..48 zero; 48..64 the [`Control::block_generation`] that the address was checked against.
+    pub client_guard: AtomicU64,
+    /// The client's address, as [`Address::words`].
+    pub client: [AtomicU64; 2],
+    /// The client's port (network order, bits 48..64) and the MAC address that its packets come from (bits 0..48, as
+    /// it stands in memory). 0 until the client is known.
+    pub client_hop: AtomicU64,
+    /// Packets relayed uplink.
+    pub uplink_packets: AtomicU64,
+    /// Bytes of the UDP payloads relayed uplink, tokens not counted.
+    pub uplink_bytes: AtomicU64,
+    /// The replay window: each word holds a generation in its upper half and 32 packet numbers of that generation as
+    /// bits (see `admission`).
+    pub window: [AtomicU64; WINDOW_WORDS],
+    /// Packets relayed downlink.
+    pub downlink_packets: AtomicU64,
+    /// Bytes of the UDP payloads relayed downlink.
+    pub downlink_bytes: AtomicU64,
+    /// Zero.
+    pub reserved: [AtomicU64; 6],
+}
+
+/// Where a next hop is reached (a plain value).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct NextHop {
+    /// MAC address of the next hop.
+    pub mac: Mac,
+    /// Largest IP packet that fits, in bytes.
+    pub mtu: u16,
+}
+
+/// One destination in `dest_map`, shared by its users.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct DestinationEntry {
+    /// As [`Address::words`]; all zero in an unused entry.
+    address: [AtomicU64; 2],
+    /// Port in network order, bits 0..16.
+    port: AtomicU64,
+    /// MAC address (bits 0..48, as it stands in memory) and MTU (bits 48..64) of the next hop; 0 while unresolved.
+    next_hop: AtomicU64,
+    reserved: [AtomicU64; 4],
+}
+
+impl DestinationEntry {
+    /// Destination address and port.
+    #[inline(always)]
+    #[must_use]
+    pub fn endpoint(&self) -> (Address, Be16) {
+        let words = [self.address[0].load(Ordering::Relaxed), self.address[1].load(Ordering::Relaxed)];
+        (Address::from_words(words), Be16::from_raw(self.port.load(Ordering::Relaxed) as u16))
+    }
+
+    /// The next hop, if it is known.
+    #[inline(always)]
+    #[must_use]
+    pub fn next_hop(&self) -> Option<NextHop> {
+        let word = self.next_hop.load(Ordering::Relaxed);
+        if word == 0 {
+            return None;
+        }
+        Some(NextHop { mac: Mac::from_word(word), mtu: (word >> 48) as u16 })
+    }
+
+    /// Sets the endpoint. Only while no published user refers to this entry.
+    pub fn set_endpoint(&self, address: Address, port: Be16) {
+        let words = address.words();
+        self.address[0].store(words[0], Ordering::Relaxed);
+        self.address[1].store(words[1], Ordering::Relaxed);
+        self.port.store(port.raw() as u64, Ordering::Relaxed);
+    }
+
+    /// Sets or clears the next hop of all users of this destination, in one write.
+    pub fn set_next_hop(&self, hop: Option<NextHop>) {
+        let word = hop.map_or(0, |hop| hop.mac.word() | (hop.mtu as u64) << 48);
+        self.next_hop.store(word, Ordering::Release);
+    }
+}
+
+/// A key of `blocklist`: the prefix length counts from the front of the 128-bit address, IPv4 as `::ffff:a.b.c.d`, so
+/// an IPv4 prefix is 96 bits longer than written.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
+#[repr(C)]
+pub struct PrefixKey {
+    /// Bits of the prefix, 0 to 128.
+    pub length: u32,
+    /// The address.
+    pub address: [u32; 4],
+}
+
+/// The latency histogram of one CPU.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
+#[repr(C)]
+pub struct Latency {
+    /// Packets seen, sampled or not; only with sampling on.
+    pub packets: u64,
+    /// Sum of all sampled times, in nanoseconds.
+    pub sum_ns: u64,
+    /// Samples by time: see [`LATENCY_BUCKETS`].
+    pub buckets: [u64; LATENCY_BUCKETS],
+}
+
+/// A sampled drop.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
+#[repr(C)]
+pub struct DropEvent {
+    /// The program's clock.
+    pub now_ns: u64,
+    /// Number of the [`Reason`](crate::verdict::Reason).
+    pub reason: u8,
+    /// Number of the [`Direction`](crate::verdict::Direction).
+    pub direction: u8,
+    /// How many of `bytes` are the packet's.
+    pub captured: u16,
+    /// Length of the packet.
+    pub length: u32,
+    /// The start of the packet, from its Ethernet header.
+    pub bytes: [u8; EVENT_BYTES],
+}
+
+const _: () = {
+    assert!(size_of::<Listener>() == 40);
+    assert!(size_of::<Settings>() == 72 + 40 * MAX_LISTENERS + 32 * MAX_EGRESS);
+    assert!(size_of::<Control>() == 16);
+    assert!(size_of::<UserEntry>() == 64);
+    assert!(size_of::<StateEntry>() == 64 + 8 * WINDOW_WORDS + 64);
+    assert!(size_of::<DestinationEntry>() == 64);
+    assert!(size_of::<PrefixKey>() == 20);
+    assert!(size_of::<Latency>() == 16 + 8 * LATENCY_BUCKETS);
+    assert!(size_of::<DropEvent>() == 16 + EVENT_BYTES);
+    assert!(WINDOW_WORDS * 32 >= 2 * REPLAY_WINDOW as usize);
+};

@@ -1,0 +1,166 @@
+//! What becomes of a packet, and why: the one list of reasons that counters, metrics, documentation and tests are
+//! made from, and the only place where a reason becomes an action.
+
+/// What the program tells the kernel to do with a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// Give it to the host's network stack, untouched.
+    Pass,
+    /// Discard it.
+    Drop,
+    /// Send it out of the interface that it came in by.
+    Tx,
+}
+
+impl Verdict {
+    /// The name of the verdict: `PASS`, `DROP` or `TX`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "PASS",
+            Self::Drop => "DROP",
+            Self::Tx => "TX",
+        }
+    }
+}
+
+/// Which way a packet crosses the relay.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum Direction {
+    /// From a client to its destination.
+    Uplink = 0,
+    /// From a destination to its client.
+    Downlink = 1,
+}
+
+impl Direction {
+    /// Both directions, in the order of their numbers.
+    pub const ALL: [Self; 2] = [Self::Uplink, Self::Downlink];
+
+    /// The name in metrics, JSON and snapshots: `uplink` or `downlink`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Uplink => "uplink",
+            Self::Downlink => "downlink",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident => $name:literal,)+) => {
+        /// Why a packet was treated as it was.
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        #[repr(u8)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: [Self; [$($name),+].len()] = [$(Self::$variant),+];
+
+            /// The name in metrics, JSON, events and snapshots.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// One sentence for people.
+            #[must_use]
+            pub const fn description(self) -> &'static str {
+                match self {
+                    $(Self::$variant => concat!($($doc),+),)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Neither for a listener nor for an egress port: the host's own traffic.
+    Unrelated => "unrelated",
+    /// Forwarded to its destination or its client.
+    Relayed => "relayed",
+    /// A token without payload, reflected to its sender.
+    Ping => "ping",
+    /// A fragment: its token or its end is in another packet.
+    Fragment => "fragment",
+    /// Too short for a token, or shorter than its headers say.
+    Truncated => "truncated",
+    /// No user has this slot and salt.
+    UnknownSession => "unknown_session",
+    /// The tag does not match the token, the payload's length or this relay.
+    BadToken => "bad_token",
+    /// The grant is past its expiry.
+    Expired => "expired",
+    /// The packet number was seen before, or is older than the replay window.
+    Replayed => "replayed",
+    /// The sender's address is on the blocklist.
+    BlockedSource => "blocked_source",
+    /// The user is over its rate and burst.
+    RateLimited => "rate_limited",
+    /// The destination's next hop is not known, or not yet.
+    DestinationUnresolved => "destination_unresolved",
+    /// The TTL or hop limit is exhausted.
+    TtlExpired => "ttl_expired",
+    /// Larger than the link that it would leave by.
+    TooBig => "too_big",
+    /// For an egress port, but not from the destination of a user whose address is known.
+    Unsolicited => "unsolicited",
+}
+
+impl Reason {
+    /// The verdict that this reason leads to; `drop_unmatched` is the operator's choice for unsolicited packets.
+    #[inline(always)]
+    #[must_use]
+    pub const fn verdict(self, drop_unmatched: bool) -> Verdict {
+        match self {
+            Self::Unrelated => Verdict::Pass,
+            Self::Relayed | Self::Ping => Verdict::Tx,
+            Self::Unsolicited if !drop_unmatched => Verdict::Pass,
+            Self::Fragment
+            | Self::Truncated
+            | Self::UnknownSession
+            | Self::BadToken
+            | Self::Expired
+            | Self::Replayed
+            | Self::BlockedSource
+            | Self::RateLimited
+            | Self::DestinationUnresolved
+            | Self::TtlExpired
+            | Self::TooBig
+            | Self::Unsolicited => Verdict::Drop,
+        }
+    }
+
+    /// Where this reason is counted for `direction`, in `counters`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn counter(self, direction: Direction) -> u32 {
+        direction as u32 * Self::ALL.len() as u32 + self as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_and_counters_do_not_overlap() {
+        let mut counters = [false; Reason::ALL.len() * Direction::ALL.len()];
+        for (i, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+            assert!(Reason::ALL[..i].iter().all(|other| other.name() != reason.name()));
+            for direction in Direction::ALL {
+                let seen = &mut counters[reason.counter(direction) as usize];
+                assert!(!*seen, "{reason:?} {direction:?} shares a counter");
+                *seen = true;
+            }
+        }
+        assert!(counters.iter().all(|&seen| seen));
+    }
+}

@@ -1,0 +1,3 @@
+//! `lumenlink-relay`.
+
+fn main() {}
