@@ -108,10 +108,10 @@ pub struct Settings {
     pub event_sample: u32,
     /// Largest IP packet that fits the link to the clients, in bytes.
     pub mtu: u32,
+    /// Zero.
+    pub reserved: u32,
     /// The interface's own MAC address.
     pub mac: Mac,
-    /// Zero.
-    pub reserved: [u8; 6],
     /// The listeners.
     pub listeners: [Listener; MAX_LISTENERS],
     /// The IPv4 egress addresses.
@@ -243,8 +243,8 @@ pub struct StateEntry {
     pub client_guard: AtomicU64,
     /// The client's address, as [`Address::words`].
     pub client: [AtomicU64; 2],
-    /// The client's port (network order, bits 48..64) and the MAC address that its packets come from (bits 0..48, as
-    /// it stands in memory). 0 until the client is known.
+    /// The client's port (network order, bits 48..64) and the MAC address that its packets come from (bits 0..48).
+    /// 0 until the client is known.
     pub client_hop: AtomicU64,
     /// Packets relayed uplink.
     pub uplink_packets: AtomicU64,
@@ -278,7 +278,7 @@ pub struct DestinationEntry {
     address: [AtomicU64; 2],
     /// Port in network order, bits 0..16.
     port: AtomicU64,
-    /// MAC address (bits 0..48, as it stands in memory) and MTU (bits 48..64) of the next hop; 0 while unresolved.
+    /// MAC address (bits 0..48) and MTU (bits 48..64) of the next hop; 0 while unresolved.
     next_hop: AtomicU64,
     reserved: [AtomicU64; 4],
 }

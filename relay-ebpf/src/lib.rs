@@ -3,7 +3,74 @@
 
 #![no_std]
 #![forbid(unsafe_code)]
+#![expect(clippy::inline_always, reason = "the program is one BPF function: each call would cost it about 10 ns")]
 
+pub mod admission;
+pub mod downlink;
+#[cfg(not(target_arch = "bpf"))]
+pub mod host;
 pub mod layout;
+pub mod platform;
+pub mod token;
+pub mod translate;
+pub mod uplink;
 pub mod verdict;
 pub mod wire;
+
+use layout::{Listener, MAX_LISTENERS, Settings};
+use platform::Platform;
+use translate::Packet;
+use verdict::{Direction, Reason};
+use wire::{Frame, ethernet, ip::Ip, ipv4::Ipv4, ipv6::Ipv6};
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Outcome {
+    /// Which way it was going; uplink for unrelated traffic.
+    pub direction: Direction,
+    /// Why it was treated so; [`Reason::verdict`] says what the kernel is told.
+    pub reason: Reason,
+}
+
+const UNRELATED: Outcome = Outcome { direction: Direction::Uplink, reason: Reason::Unrelated };
+
+/// Decides about a frame and, if it is to be transmitted, rewrites it. A frame that is to be passed is not changed.
+#[inline(always)]
+pub fn process<F: Frame, P: Platform>(frame: &mut F, platform: &P) -> Outcome {
+    match ethernet::ethertype(frame) {
+        Some(Ipv4::ETHERTYPE) => process_ip::<F, P, Ipv4>(frame, platform),
+        Some(Ipv6::ETHERTYPE) => process_ip::<F, P, Ipv6>(frame, platform),
+        _ => UNRELATED,
+    }
+}
+
+#[inline(always)]
+fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P) -> Outcome {
+    let Some(packet) = Packet::<I>::parse(frame, ethernet::HEADER_BYTES) else {
+        return UNRELATED;
+    };
+    let settings = platform.settings();
+    if let Some((listener, index)) = listener(settings, &packet) {
+        let reason = uplink::process(frame, platform, &packet, listener, index);
+        return Outcome { direction: Direction::Uplink, reason };
+    }
+    if let Some(slot) = downlink::slot(settings, packet.ip.destination(), packet.udp.destination) {
+        let reason = downlink::process(frame, platform, &packet, slot);
+        return Outcome { direction: Direction::Downlink, reason };
+    }
+    UNRELATED
+}
+
+#[inline(always)]
+fn listener<'a, I: Ip>(settings: &'a Settings, packet: &Packet<I>) -> Option<(&'a Listener, u8)> {
+    for index in 0..MAX_LISTENERS {
+        if index >= settings.listener_count as usize {
+            break;
+        }
+        let listener = &settings.listeners[index];
+        if listener.port == packet.udp.destination && listener.address == packet.ip.destination() {
+            return Some((listener, index as u8));
+        }
+    }
+    None
+}

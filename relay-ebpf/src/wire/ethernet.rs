@@ -1,1 +1,38 @@
-//! .
+//! Ethernet II headers (IEEE 802.3): destination, source, type.
+
+use super::{Be16, Frame, Mac};
+
+/// Bytes of the header without tags.
+pub const HEADER_BYTES: usize = 14;
+
+const SOURCE: usize = 6;
+const TYPE: usize = 12;
+
+/// The EtherType of the frame.
+#[inline(always)]
+pub fn ethertype<F: Frame>(frame: &F) -> Option<Be16> {
+    frame.read(TYPE).map(Be16::from_raw)
+}
+
+/// The sender's address.
+#[inline(always)]
+pub fn source<F: Frame>(frame: &F) -> Option<Mac> {
+    let low: u32 = frame.read(SOURCE)?;
+    let high: u16 = frame.read(SOURCE + 4)?;
+    Some(Mac::from_word(u32::from_le(low) as u64 | (u16::from_le(high) as u64) << 32))
+}
+
+/// The receiver's address.
+#[inline(always)]
+pub fn destination<F: Frame>(frame: &F) -> Option<Mac> {
+    frame.read(0).map(|word| Mac::from_word(u64::from_le(word)))
+}
+
+/// Writes the header at the front of the frame.
+#[inline(always)]
+pub fn emit<F: Frame>(frame: &mut F, destination: Mac, source: Mac, ethertype: Be16) -> Option<()> {
+    let first = destination.word() | source.word() << 48;
+    let last = (source.word() >> 16) as u32;
+    frame.write(TYPE, ethertype.raw())?;
+    frame.write(0, [first.to_le() as u32, (first.to_le() >> 32) as u32, last.to_le()])
+}

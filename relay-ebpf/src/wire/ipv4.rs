@@ -1,1 +1,106 @@
-//! .
+//! IPv4 headers (RFC 791).
+
+use super::{
+    Address, Be16, Frame,
+    checksum::Change,
+    ip::{Ip, Rewrite},
+    udp,
+};
+
+const WORDS: usize = 5;
+const MORE_FRAGMENTS: u32 = 0x2000;
+const FRAGMENT_OFFSET: u32 = 0x1fff;
+
+/// An IPv4 header that carries UDP.
+#[derive(Clone, Copy, Debug)]
+pub struct Ipv4 {
+    /// The 20 bytes without options, as they stand in memory.
+    words: [u32; WORDS],
+    /// What removing the options does to the header's checksum.
+    options: Change,
+}
+
+impl Ipv4 {
+    #[inline(always)]
+    const fn header_words(self) -> usize {
+        (u32::from_be(self.words[0]) >> 24 & 0xf) as usize
+    }
+
+    #[inline(always)]
+    const fn fragment(self) -> u32 {
+        u32::from_be(self.words[1])
+    }
+}
+
+impl Ip for Ipv4 {
+    const ETHERTYPE: Be16 = Be16::new(0x0800);
+    const HEADER_BYTES: usize = 4 * WORDS;
+
+    #[inline(always)]
+    fn parse<F: Frame>(frame: &F, offset: usize) -> Option<Self> {
+        let mut header = Self { words: frame.read(offset)?, options: Change::default() };
+        let version = u32::from_be(header.words[0]) >> 28;
+        let protocol = (u32::from_be(header.words[2]) >> 16) as u8;
+        if version != 4 || header.header_words() < WORDS || protocol != udp::PROTOCOL {
+            return None;
+        }
+        if header.fragment() & FRAGMENT_OFFSET != 0 {
+            return None;
+        }
+        for word in WORDS..header.header_words() {
+            header.options = header.options.without(frame.read(offset + 4 * word)?);
+        }
+        Some(header)
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Address {
+        Address::v4(self.words[3])
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Address {
+        Address::v4(self.words[4])
+    }
+
+    #[inline(always)]
+    fn transport_offset(&self) -> usize {
+        4 * self.header_words()
+    }
+
+    #[inline(always)]
+    fn total_bytes(&self) -> usize {
+        (u32::from_be(self.words[0]) & 0xffff) as usize
+    }
+
+    #[inline(always)]
+    fn is_fragment(&self) -> bool {
+        self.fragment() & MORE_FRAGMENTS != 0
+    }
+
+    #[inline(always)]
+    fn hop_limit(&self) -> u8 {
+        (u32::from_be(self.words[2]) >> 24) as u8
+    }
+
+    #[inline(always)]
+    fn emit<F: Frame>(&self, frame: &mut F, offset: usize, new: &Rewrite) -> Option<()> {
+        let [first, identification, old_hop, _, _] = self.words;
+        let service = u32::from_be(first) & 0x00ff_0000;
+        let total = new.transport_bytes as u32 + Self::HEADER_BYTES as u32;
+        let new_first = (0x4500_0000 | service | total).to_be();
+        let without_hop = u32::from_be(old_hop) & 0x00ff_0000;
+        let new_hop = (without_hop | (new.hop_limit as u32) << 24).to_be();
+        let checksum = u32::from_be(old_hop) as u16;
+        let change = self
+            .options
+            .and(new.addresses(self))
+            .without(first)
+            .with(new_first)
+            .without((without_hop | (self.hop_limit() as u32) << 24).to_be())
+            .with(new_hop);
+        let checksum = change.apply(checksum.to_be());
+        let new_hop = new_hop | (u16::from_be(checksum) as u32).to_be();
+        frame.write(offset, [new_first, identification, new_hop, new.source.0[3], new.destination.0[3]])
+    }
+}

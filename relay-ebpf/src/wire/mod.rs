@@ -3,6 +3,7 @@
 
 pub mod checksum;
 pub mod ethernet;
+pub mod ip;
 pub mod ipv4;
 pub mod ipv6;
 pub mod udp;
@@ -46,27 +47,42 @@ impl Be16 {
     }
 }
 
-/// A MAC address.
+/// A MAC address, as the low 48 bits of the little-endian number of its bytes.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(transparent)]
-pub struct Mac(pub [u8; 6]);
+pub struct Mac(u64);
 
 impl Mac {
-    /// From bits 0..48 of a word in memory order; the rest is ignored.
+    const BITS: u64 = (1 << 48) - 1;
+
+    /// From its six bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(bytes: [u8; 6]) -> Self {
+        let [a, b, c, d, e, f] = bytes;
+        Self(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]))
+    }
+
+    /// Its six bytes.
+    #[must_use]
+    pub const fn bytes(self) -> [u8; 6] {
+        let [a, b, c, d, e, f, _, _] = self.0.to_le_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    /// From the low 48 bits of a word; the rest is ignored.
     #[inline(always)]
     #[must_use]
     pub const fn from_word(word: u64) -> Self {
-        let [a, b, c, d, e, f, _, _] = word.to_le_bytes();
-        Self([a, b, c, d, e, f])
+        Self(word & Self::BITS)
     }
 
-    /// As bits 0..48 of a word.
+    /// As the low 48 bits of a word.
     #[inline(always)]
     #[must_use]
     pub const fn word(self) -> u64 {
-        let [a, b, c, d, e, f] = self.0;
-        u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+        self.0
     }
 }
 
@@ -86,12 +102,18 @@ impl Address {
         Self([0, 0, Self::V4_PREFIX, raw])
     }
 
+    /// Whether it is an IPv4 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_v4(self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::V4_PREFIX
+    }
+
     /// The four bytes of an IPv4 address as they stand in memory, if it is one.
     #[inline(always)]
     #[must_use]
     pub const fn as_v4(self) -> Option<u32> {
-        let [a, b, c, raw] = self.0;
-        if a == 0 && b == 0 && c == Self::V4_PREFIX { Some(raw) } else { None }
+        if self.is_v4() { Some(self.0[3]) } else { None }
     }
 
     /// From two words in memory order.
@@ -148,26 +170,32 @@ mod sealed {
     impl Sealed for u16 {}
     impl Sealed for u32 {}
     impl Sealed for u64 {}
+    impl<W: Sealed, const N: usize> Sealed for [W; N] {}
 }
 
-/// An integer that a [`Frame`] reads and writes as it stands in memory.
+/// What a [`Frame`] reads and writes whole: integers as they stand in memory, and arrays of them.
+#[cfg(target_arch = "bpf")]
 pub trait Word: sealed::Sealed + Copy {}
-impl Word for u8 {}
-impl Word for u16 {}
-impl Word for u32 {}
-impl Word for u64 {}
+#[cfg(target_arch = "bpf")]
+impl<W: sealed::Sealed + Copy> Word for W {}
 
-/// One Ethernet frame. Offsets count bytes from its start; integers are as they stand in memory.
+/// What a [`Frame`] reads and writes whole: integers as they stand in memory, and arrays of them.
+#[cfg(not(target_arch = "bpf"))]
+pub trait Word: sealed::Sealed + Copy + FromBytes + IntoBytes + Immutable {}
+#[cfg(not(target_arch = "bpf"))]
+impl<W: sealed::Sealed + Copy + FromBytes + IntoBytes + Immutable> Word for W {}
+
+/// One Ethernet frame. Offsets count bytes from its start.
 pub trait Frame {
     /// Bytes of the frame.
-    fn len(&self) -> usize;
+    fn bytes(&self) -> usize;
 
-    /// Reads the integer at `offset`, `None` if any of it is past the end.
+    /// Reads the words at `offset`, `None` if any of them is past the end.
     fn read<W: Word>(&self, offset: usize) -> Option<W>;
 
-    /// Overwrites the integer at `offset`, `None` if any of it is past the end; then nothing is written.
-    fn write<W: Word>(&mut self, offset: usize, value: W) -> Option<()>;
+    /// Overwrites the words at `offset`, `None` if any of them is past the end; then nothing is written.
+    fn write<W: Word>(&mut self, offset: usize, words: W) -> Option<()>;
 
-    /// Removes `bytes` from the front; `None` if the frame cannot be cut so.
+    /// Removes `bytes` from the front, `None` if the frame cannot be cut so; then nothing is changed.
     fn strip(&mut self, bytes: usize) -> Option<()>;
 }

@@ -1,0 +1,107 @@
+//! From a destination to its client.
+
+use crate::{
+    admission::Client,
+    layout::{MAX_EGRESS, MAX_LISTENERS, Settings},
+    platform::Platform,
+    translate::{Envelope, Packet},
+    verdict::Reason,
+    wire::{
+        Address, Be16, Frame,
+        checksum::Change,
+        ip::{Ip, Rewrite},
+        udp,
+    },
+};
+
+/// The slot that an egress address and port belong to; `None` if they are no egress address and port.
+#[inline(always)]
+pub fn slot(settings: &Settings, address: Address, port: Be16) -> Option<u32> {
+    let offset = (port.get() as u32).wrapping_sub(settings.first_egress_port);
+    if offset >= settings.egress_ports {
+        return None;
+    }
+    let (addresses, count) = if address.is_v4() {
+        (&settings.egress_v4, settings.egress_v4_count)
+    } else {
+        (&settings.egress_v6, settings.egress_v6_count)
+    };
+    for index in 0..MAX_EGRESS {
+        if index >= count as usize {
+            break;
+        }
+        if addresses[index] == address {
+            return Some(index as u32 * settings.egress_ports + offset);
+        }
+    }
+    None
+}
+
+/// Decides about a packet for the egress address and port of `slot`, and rewrites it if it is to be transmitted.
+#[inline(always)]
+pub fn process<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P, packet: &Packet<I>, slot: u32) -> Reason {
+    match relay(frame, platform, packet, slot) {
+        Ok(reason) | Err(reason) => reason,
+    }
+}
+
+#[inline(always)]
+fn relay<F: Frame, P: Platform, I: Ip>(
+    frame: &mut F,
+    platform: &P,
+    packet: &Packet<I>,
+    slot: u32,
+) -> Result<Reason, Reason> {
+    let settings = platform.settings();
+    let unsolicited = Reason::Unsolicited;
+    if slot >= settings.max_users {
+        return Err(unsolicited);
+    }
+    let entry = platform.user(slot).ok_or(unsolicited)?;
+    let state = platform.state(slot).ok_or(unsolicited)?;
+    platform.touch(&state.client_guard);
+    platform.touch(&state.downlink_packets);
+    let user = entry.get().ok_or(unsolicited)?;
+    let destination = platform.destination(user.destination).ok_or(unsolicited)?;
+    if destination.endpoint() != (packet.ip.source(), packet.udp.source) {
+        return Err(unsolicited);
+    }
+    let client = Client::load(state).ok_or(unsolicited)?;
+    if !entry.has_handle(user.salt) || client.address.is_v4() != packet.ip.source().is_v4() {
+        return Err(unsolicited);
+    }
+    let listener = client.listener as usize;
+    if listener >= MAX_LISTENERS {
+        return Err(unsolicited);
+    }
+    let listener = settings.listeners.get(listener).ok_or(unsolicited)?;
+
+    if packet.ip.is_fragment() {
+        return Err(Reason::Fragment);
+    }
+    let payload = packet.payload_bytes(frame).ok_or(Reason::Truncated)?;
+    if packet.ip.hop_limit() <= 1 {
+        return Err(Reason::TtlExpired);
+    }
+    let envelope = Envelope {
+        ip: Rewrite {
+            source: listener.address,
+            destination: client.address,
+            hop_limit: packet.ip.hop_limit() - 1,
+            transport_bytes: payload + udp::HEADER_BYTES as u16,
+        },
+        source_port: listener.port,
+        destination_port: client.port,
+        next_hop: client.mac,
+        mac: settings.mac,
+        strip: 0,
+        stripped: Change::default(),
+    };
+    if envelope.total_bytes::<I>() > settings.mtu as usize {
+        return Err(Reason::TooBig);
+    }
+    envelope.apply(frame, packet).ok_or(Reason::Truncated)?;
+    platform.add(&state.downlink_packets, 1);
+    platform.add(&state.downlink_bytes, payload as u64);
+    Ok(Reason::Relayed)
+}

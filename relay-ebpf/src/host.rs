@@ -1,0 +1,118 @@
+//! The data plane in a process: maps as vectors, frames as byte vectors. The same decisions as in the kernel, without
+//! it.
+
+extern crate std;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::{boxed::Box, vec::Vec};
+
+use crate::{
+    layout::{Control, DestinationEntry, PrefixKey, Settings, StateEntry, UserEntry},
+    platform::Platform,
+    wire::{Address, Frame, Word},
+};
+
+/// The maps and settings of one relay.
+#[derive(Debug)]
+pub struct Host {
+    /// Load-time settings. `max_users` and `max_destinations` size the maps at creation.
+    pub settings: Settings,
+    /// By slot.
+    pub users: Box<[UserEntry]>,
+    /// By slot.
+    pub states: Box<[StateEntry]>,
+    /// By index.
+    pub destinations: Box<[DestinationEntry]>,
+    /// The clock and the blocklist's generation.
+    pub control: Control,
+    /// The blocklist.
+    pub blocklist: Vec<PrefixKey>,
+}
+
+impl Host {
+    /// Empty maps, sized as `settings` says.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            users: (0..settings.max_users).map(|_| UserEntry::default()).collect(),
+            states: (0..settings.max_users).map(|_| StateEntry::default()).collect(),
+            destinations: (0..settings.max_destinations).map(|_| DestinationEntry::default()).collect(),
+            control: Control::default(),
+            blocklist: Vec::new(),
+        }
+    }
+}
+
+impl Platform for Host {
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.control.lab_now_ns.load(Ordering::Relaxed)
+    }
+
+    fn user(&self, slot: u32) -> Option<&UserEntry> {
+        self.users.get(slot as usize)
+    }
+
+    fn state(&self, slot: u32) -> Option<&StateEntry> {
+        self.states.get(slot as usize)
+    }
+
+    fn destination(&self, index: u32) -> Option<&DestinationEntry> {
+        self.destinations.get(index as usize)
+    }
+
+    fn block_generation(&self) -> u16 {
+        self.control.block_generation.load(Ordering::Relaxed) as u16
+    }
+
+    fn is_blocked(&self, address: Address) -> bool {
+        let bits = |words: [u32; 4]| words.iter().fold(0_u128, |bits, &word| bits << 32 | u32::from_be(word) as u128);
+        self.blocklist.iter().any(|prefix| {
+            let differing = bits(prefix.address) ^ bits(address.0);
+            differing.leading_zeros() >= prefix.length
+        })
+    }
+
+    fn touch(&self, _cell: &AtomicU64) {}
+
+    fn compare_exchange(&self, cell: &AtomicU64, current: u64, new: u64) -> Result<(), u64> {
+        cell.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(|_| ())
+    }
+
+    fn add(&self, cell: &AtomicU64, amount: u64) {
+        cell.fetch_add(amount, Ordering::Relaxed);
+    }
+}
+
+/// A frame as a byte vector.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HostFrame(pub Vec<u8>);
+
+impl Frame for HostFrame {
+    fn bytes(&self) -> usize {
+        self.0.len()
+    }
+
+    fn read<W: Word>(&self, offset: usize) -> Option<W> {
+        let end = offset.checked_add(size_of::<W>())?;
+        W::read_from_bytes(self.0.get(offset..end)?).ok()
+    }
+
+    fn write<W: Word>(&mut self, offset: usize, words: W) -> Option<()> {
+        let end = offset.checked_add(size_of::<W>())?;
+        self.0.get_mut(offset..end)?.copy_from_slice(words.as_bytes());
+        Some(())
+    }
+
+    fn strip(&mut self, bytes: usize) -> Option<()> {
+        if bytes + crate::wire::ethernet::HEADER_BYTES > self.0.len() {
+            return None;
+        }
+        self.0.drain(..bytes);
+        Some(())
+    }
+}

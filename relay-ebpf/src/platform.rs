@@ -1,0 +1,46 @@
+//! What the decisions need of the machine that they run on: the maps, the clock, and atomic operations, which BPF has
+//! but `core` does not offer there.
+
+use core::sync::atomic::AtomicU64;
+
+use crate::{
+    layout::{DestinationEntry, Settings, StateEntry, UserEntry},
+    wire::Address,
+};
+
+/// How often a compare-and-swap is tried again before a packet is given up: each try fails only when another CPU
+/// changed the same user's word in between.
+pub const TRIES: usize = 16;
+
+/// The machine: the kernel for the XDP program, vectors for the host.
+pub trait Platform {
+    /// The load-time settings.
+    fn settings(&self) -> &Settings;
+
+    /// Nanoseconds on the program's clock.
+    fn now_ns(&self) -> u64;
+
+    /// The user's entry, `None` past the end of the map.
+    fn user(&self, slot: u32) -> Option<&UserEntry>;
+
+    /// The user's state, `None` past the end of the map.
+    fn state(&self, slot: u32) -> Option<&StateEntry>;
+
+    /// A destination, `None` past the end of the map.
+    fn destination(&self, index: u32) -> Option<&DestinationEntry>;
+
+    /// 0 while the blocklist is empty, else a number that changes with it.
+    fn block_generation(&self) -> u16;
+
+    /// Whether a prefix of the blocklist covers this address.
+    fn is_blocked(&self, address: Address) -> bool;
+
+    /// Brings the word's cache line on its way without waiting for it.
+    fn touch(&self, cell: &AtomicU64);
+
+    /// Sets the word to `new` if it is `current`; otherwise returns what it is.
+    fn compare_exchange(&self, cell: &AtomicU64, current: u64, new: u64) -> Result<(), u64>;
+
+    /// Adds to the word.
+    fn add(&self, cell: &AtomicU64, amount: u64);
+}

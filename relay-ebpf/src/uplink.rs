@@ -1,0 +1,193 @@
+//! From a client to its destination. The steps and their order are the protocol's.
+
+use crate::{
+    admission::{self, Client},
+    layout::{Listener, MAX_EGRESS, Settings, User},
+    platform::Platform,
+    token::{self, TOKEN_BYTES, Token},
+    translate::{Envelope, Packet},
+    verdict::Reason,
+    wire::{
+        Address, Frame, Mac,
+        checksum::Change,
+        ethernet,
+        ip::{Ip, Rewrite},
+        udp,
+    },
+};
+
+/// TTL of a reflected ping: it starts anew at the relay.
+const PING_HOP_LIMIT: u8 = 64;
+
+/// Decides about a packet for `listener`, the one with this index, and rewrites it if it is to be transmitted.
+#[inline(always)]
+pub fn process<F: Frame, P: Platform, I: Ip>(
+    frame: &mut F,
+    platform: &P,
+    packet: &Packet<I>,
+    listener: &Listener,
+    listener_index: u8,
+) -> Reason {
+    match relay(frame, platform, packet, listener, listener_index) {
+        Ok(reason) | Err(reason) => reason,
+    }
+}
+
+#[inline(always)]
+fn relay<F: Frame, P: Platform, I: Ip>(
+    frame: &mut F,
+    platform: &P,
+    packet: &Packet<I>,
+    listener: &Listener,
+    listener_index: u8,
+) -> Result<Reason, Reason> {
+    let settings = platform.settings();
+    if packet.ip.is_fragment() {
+        return Err(Reason::Fragment);
+    }
+    let payload = packet.payload_bytes(frame).and_then(|bytes| bytes.checked_sub(TOKEN_BYTES as u16));
+    let payload = payload.ok_or(Reason::Truncated)?;
+    let travelled: [u64; 3] = frame.read(packet.payload_offset()).ok_or(Reason::Truncated)?;
+    let token = open(travelled, listener);
+
+    // Everything that the packet will need is on its way before the tag is computed: the misses overlap it.
+    let slot = token.slot();
+    if slot >= settings.max_users {
+        return Err(Reason::UnknownSession);
+    }
+    let entry = platform.user(slot).ok_or(Reason::UnknownSession)?;
+    let state = platform.state(slot).ok_or(Reason::UnknownSession)?;
+    platform.touch(&state.tat_ns);
+    platform.touch(admission::window_word(state, token.pn()));
+    if !entry.has_handle(token.salt()) {
+        return Err(Reason::UnknownSession);
+    }
+    let user = entry.load(token.salt());
+    if !token.is_authentic(user.key, token::context(payload, settings.relay_id)) {
+        return Err(Reason::BadToken);
+    }
+    // The slot may have passed to another user while its fields were read.
+    if !entry.has_handle(user.salt) {
+        return Err(Reason::UnknownSession);
+    }
+    let now_ns = platform.now_ns();
+    if now_ns > user.expires_ns {
+        return Err(Reason::Expired);
+    }
+    let admitted = admission::admit(platform, state, token.pn()).ok_or(Reason::Replayed)?;
+
+    let mac = ethernet::source(frame).ok_or(Reason::Truncated)?;
+    let client = Client { address: packet.ip.source(), port: packet.udp.source, mac, listener: listener_index };
+    let generation = platform.block_generation();
+    let moved = !client.is_current(state, generation);
+    if moved && generation != 0 && platform.is_blocked(client.address) {
+        return Err(Reason::BlockedSource);
+    }
+    if !admission::spend(platform, state, user.interval_ns, user.burst_ns, now_ns) {
+        return Err(Reason::RateLimited);
+    }
+    if moved && admitted.newest {
+        client.store(platform, state, token.pn(), generation);
+    }
+    if payload == 0 {
+        return reflect(frame, packet, mac);
+    }
+    let envelope = address(platform, packet, &user, payload, strip(travelled))?;
+    envelope.apply(frame, packet).ok_or(Reason::Truncated)?;
+    platform.add(&state.uplink_packets, 1);
+    platform.add(&state.uplink_bytes, payload as u64);
+    Ok(Reason::Relayed)
+}
+
+#[inline(always)]
+fn open(travelled: [u64; 3], listener: &Listener) -> Token {
+    let [handle, number, tag] = travelled.map(u64::from_le);
+    let token = Token { handle, number, tag };
+    if listener.protected != 0 { token.masked(listener.header_key) } else { token }
+}
+
+/// What removing the token does to the UDP checksum.
+#[inline(always)]
+fn strip(travelled: [u64; 3]) -> Change {
+    travelled.iter().fold(Change::default(), |change, &word| change.without(word as u32).without((word >> 32) as u32))
+}
+
+/// Finds where the packet goes and what its headers become.
+#[inline(always)]
+fn address<P: Platform, I: Ip>(
+    platform: &P,
+    packet: &Packet<I>,
+    user: &User,
+    payload: u16,
+    stripped: Change,
+) -> Result<Envelope, Reason> {
+    let settings = platform.settings();
+    let unresolved = Reason::DestinationUnresolved;
+    let destination = platform.destination(user.destination).ok_or(unresolved)?;
+    let (address, port) = destination.endpoint();
+    if address.is_v4() != packet.ip.source().is_v4() {
+        return Err(unresolved);
+    }
+    let source = egress(settings, user, address).ok_or(unresolved)?;
+    let next_hop = destination.next_hop().ok_or(unresolved)?;
+    if packet.ip.hop_limit() <= 1 {
+        return Err(Reason::TtlExpired);
+    }
+    let envelope = Envelope {
+        ip: Rewrite {
+            source,
+            destination: address,
+            hop_limit: packet.ip.hop_limit() - 1,
+            transport_bytes: payload + udp::HEADER_BYTES as u16,
+        },
+        source_port: user.egress_port,
+        destination_port: port,
+        next_hop: next_hop.mac,
+        mac: settings.mac,
+        strip: TOKEN_BYTES,
+        stripped,
+    };
+    if envelope.total_bytes::<I>() > next_hop.mtu as usize {
+        return Err(Reason::TooBig);
+    }
+    Ok(envelope)
+}
+
+#[inline(always)]
+fn egress(settings: &Settings, user: &User, destination: Address) -> Option<Address> {
+    let index = user.egress as usize;
+    if index >= MAX_EGRESS {
+        return None;
+    }
+    let (addresses, count) = if destination.is_v4() {
+        (&settings.egress_v4, settings.egress_v4_count)
+    } else {
+        (&settings.egress_v6, settings.egress_v6_count)
+    };
+    if index >= count as usize {
+        return None;
+    }
+    addresses.get(index).copied()
+}
+
+/// Sends the packet back to where it came from, token and all.
+#[inline(always)]
+fn reflect<F: Frame, I: Ip>(frame: &mut F, packet: &Packet<I>, sender: Mac) -> Result<Reason, Reason> {
+    let mac = ethernet::destination(frame).ok_or(Reason::Truncated)?;
+    let envelope = Envelope {
+        ip: Rewrite {
+            source: packet.ip.destination(),
+            destination: packet.ip.source(),
+            hop_limit: PING_HOP_LIMIT,
+            transport_bytes: packet.udp.length,
+        },
+        source_port: packet.udp.destination,
+        destination_port: packet.udp.source,
+        next_hop: sender,
+        mac,
+        strip: 0,
+        stripped: Change::default(),
+    };
+    envelope.apply(frame, packet).ok_or(Reason::Truncated)?;
+    Ok(Reason::Ping)
+}

@@ -1,0 +1,62 @@
+//! What the relay needs of an IP header of either family.
+
+use super::{Address, Be16, Frame, checksum::Change};
+
+/// An IP header that carries UDP, as it was read from a frame.
+pub trait Ip: Copy {
+    /// EtherType of the family.
+    const ETHERTYPE: Be16;
+    /// Bytes of a header that the relay writes.
+    const HEADER_BYTES: usize;
+
+    /// Reads the header at `offset`. `None` if it is not this family's, does not carry UDP, or is a fragment other
+    /// than the first, which has no ports to go by.
+    fn parse<F: Frame>(frame: &F, offset: usize) -> Option<Self>;
+
+    /// Where the packet comes from.
+    fn source(&self) -> Address;
+
+    /// Where it goes to.
+    fn destination(&self) -> Address;
+
+    /// Bytes from the start of this header to the UDP header.
+    fn transport_offset(&self) -> usize;
+
+    /// Bytes from the start of this header to the end of the packet.
+    fn total_bytes(&self) -> usize;
+
+    /// Whether the packet is the first of several fragments.
+    fn is_fragment(&self) -> bool;
+
+    /// TTL or hop limit.
+    fn hop_limit(&self) -> u8;
+
+    /// Writes this header anew at `offset` with other addresses, `hop_limit`, and `transport_bytes` after it; options
+    /// and extension headers are not kept. `frame` is the rewritten one.
+    fn emit<F: Frame>(&self, frame: &mut F, offset: usize, new: &Rewrite) -> Option<()>;
+}
+
+/// What changes in an IP header.
+#[derive(Clone, Copy, Debug)]
+pub struct Rewrite {
+    /// The new source.
+    pub source: Address,
+    /// The new destination.
+    pub destination: Address,
+    /// The new TTL or hop limit.
+    pub hop_limit: u8,
+    /// Bytes of the UDP header and payload.
+    pub transport_bytes: u16,
+}
+
+impl Rewrite {
+    /// What replacing the addresses of `old` does to a checksum that covers them.
+    #[inline(always)]
+    pub fn addresses<I: Ip>(&self, old: &I) -> Change {
+        let change = Change::default();
+        let change = old.source().0.iter().fold(change, |change, &word| change.without(word));
+        let change = old.destination().0.iter().fold(change, |change, &word| change.without(word));
+        let change = self.source.0.iter().fold(change, |change, &word| change.with(word));
+        self.destination.0.iter().fold(change, |change, &word| change.with(word))
+    }
+}
