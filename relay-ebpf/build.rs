@@ -4,10 +4,7 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let target = std::env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     if target == "bpf" {
-        // v3 (Linux 5.12) has the compare-and-swap that the replay window and the rate limit need.
-        println!("cargo:rustc-link-arg-bins=--cpu=v3");
         // Packet fields are read whole at any address; without this LLVM reads them byte by byte.
         println!("cargo:rustc-link-arg-bins=--cpu-features=+allows-misaligned-mem-access");
-        println!("cargo:rustc-link-arg-bins=-O3");
     }
 }

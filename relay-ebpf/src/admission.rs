@@ -9,11 +9,11 @@
 //!
 //! **Rate limit.** The generic cell rate algorithm (ITU-T I.371): one theoretical arrival time for each user.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::AtomicU64;
 
 use crate::{
     layout::{REPLAY_WINDOW, StateEntry, WINDOW_WORDS},
-    platform::{Platform, TRIES},
+    platform::{Memory, TRIES},
     wire::{Address, Be16, Mac},
 };
 
@@ -36,23 +36,27 @@ pub fn window_word(state: &StateEntry, pn: u64) -> &AtomicU64 {
 
 /// Accepts a packet number once: `None` if it was accepted before or is older than the window.
 #[inline(always)]
-pub fn admit<P: Platform>(platform: &P, state: &StateEntry, pn: u64) -> Option<Admitted> {
-    raise_newest(platform, state, pn)?;
+pub fn admit<M: Memory>(memory: &M, state: &StateEntry, pn: u64) -> Option<Admitted> {
+    raise_newest(memory, state, pn)?;
     let word = window_word(state, pn);
     let generation = (pn / GENERATION_BITS) as u32;
     let bit = 1_u32 << (pn % WORD_BITS);
     for _ in 0..TRIES {
-        let current = word.load(Ordering::Acquire);
-        let newest = state.newest.load(Ordering::Relaxed);
+        let current = memory.load(word);
+        let newest = memory.load(&state.newest);
         if newest >= REPLAY_WINDOW && pn <= newest - REPLAY_WINDOW {
             return None;
         }
-        let seen = if (current >> 32) as u32 == generation { current as u32 } else { 0 };
+        let seen = if (current >> 32) as u32 == generation {
+            current as u32
+        } else {
+            0
+        };
         if seen & bit != 0 {
             return None;
         }
         let marked = (generation as u64) << 32 | (seen | bit) as u64;
-        if platform.compare_exchange(word, current, marked).is_ok() {
+        if memory.compare_exchange(word, current, marked).is_ok() {
             return Some(Admitted { newest: pn >= newest });
         }
     }
@@ -60,10 +64,10 @@ pub fn admit<P: Platform>(platform: &P, state: &StateEntry, pn: u64) -> Option<A
 }
 
 #[inline(always)]
-fn raise_newest<P: Platform>(platform: &P, state: &StateEntry, pn: u64) -> Option<()> {
+fn raise_newest<M: Memory>(memory: &M, state: &StateEntry, pn: u64) -> Option<()> {
     for _ in 0..TRIES {
-        let newest = state.newest.load(Ordering::Relaxed);
-        if pn <= newest || platform.compare_exchange(&state.newest, newest, pn).is_ok() {
+        let newest = memory.load(&state.newest);
+        if pn <= newest || memory.compare_exchange(&state.newest, newest, pn).is_ok() {
             return Some(());
         }
     }
@@ -73,14 +77,14 @@ fn raise_newest<P: Platform>(platform: &P, state: &StateEntry, pn: u64) -> Optio
 /// Takes one packet from the user's budget, if it has one left: `burst_ns / interval_ns` at once, then one every
 /// `interval_ns`.
 #[inline(always)]
-pub fn spend<P: Platform>(platform: &P, state: &StateEntry, interval_ns: u32, burst_ns: u64, now_ns: u64) -> bool {
+pub fn spend<M: Memory>(memory: &M, state: &StateEntry, interval_ns: u32, burst_ns: u64, now_ns: u64) -> bool {
     for _ in 0..TRIES {
-        let tat = state.tat_ns.load(Ordering::Relaxed);
+        let tat = memory.load(&state.tat_ns);
         let next = if tat > now_ns { tat } else { now_ns }.wrapping_add(interval_ns as u64);
         if next.wrapping_sub(now_ns) > burst_ns {
             return false;
         }
-        if platform.compare_exchange(&state.tat_ns, tat, next).is_ok() {
+        if memory.compare_exchange(&state.tat_ns, tat, next).is_ok() {
             return true;
         }
     }
@@ -107,12 +111,12 @@ impl Client {
     /// The user's client, if it is known and not just being written.
     #[inline(always)]
     #[must_use]
-    pub fn load(state: &StateEntry) -> Option<Self> {
+    pub fn load<M: Memory>(memory: &M, state: &StateEntry) -> Option<Self> {
         for _ in 0..TRIES {
-            let guard = state.client_guard.load(Ordering::Acquire);
-            let words = [state.client[0].load(Ordering::Acquire), state.client[1].load(Ordering::Acquire)];
-            let hop = state.client_hop.load(Ordering::Acquire);
-            if guard & WRITING == 0 && state.client_guard.load(Ordering::Relaxed) == guard {
+            let guard = memory.load(&state.client_guard);
+            let words = [memory.load(&state.client[0]), memory.load(&state.client[1])];
+            let hop = memory.load(&state.client_hop);
+            if guard & WRITING == 0 && memory.load(&state.client_guard) == guard {
                 return (hop != 0).then(|| Self {
                     address: Address::from_words(words),
                     port: Be16::from_raw((hop >> 48) as u16),
@@ -137,37 +141,41 @@ impl Client {
     /// Whether the state names this client already, and its address was checked against this blocklist.
     #[inline(always)]
     #[must_use]
-    pub fn is_current(&self, state: &StateEntry, block_generation: u16) -> bool {
-        let guard = state.client_guard.load(Ordering::Acquire);
+    pub fn is_current<M: Memory>(&self, memory: &M, state: &StateEntry, block_generation: u16) -> bool {
+        let guard = memory.load(&state.client_guard);
         let words = self.address.words();
         guard & WRITING == 0
             && guard & !SEQUENCE == self.guard(block_generation)
-            && state.client[0].load(Ordering::Relaxed) == words[0]
-            && state.client[1].load(Ordering::Relaxed) == words[1]
-            && state.client_hop.load(Ordering::Relaxed) == self.hop()
+            && memory.load(&state.client[0]) == words[0]
+            && memory.load(&state.client[1]) == words[1]
+            && memory.load(&state.client_hop) == self.hop()
     }
 
     /// Makes this the user's client, unless a packet newer than `pn` came meanwhile: that one's client counts.
     #[inline(always)]
-    pub fn store<P: Platform>(&self, platform: &P, state: &StateEntry, pn: u64, block_generation: u16) {
+    pub fn store<M: Memory>(&self, memory: &M, state: &StateEntry, pn: u64, block_generation: u16) {
         for _ in 0..TRIES {
-            let guard = state.client_guard.load(Ordering::Relaxed);
-            if state.newest.load(Ordering::Relaxed) > pn {
+            let guard = memory.load(&state.client_guard);
+            if memory.load(&state.newest) > pn {
                 return;
             }
-            if guard & WRITING != 0 || platform.compare_exchange(&state.client_guard, guard, guard | WRITING).is_err() {
+            if guard & WRITING != 0
+                || memory
+                    .compare_exchange(&state.client_guard, guard, guard | WRITING)
+                    .is_err()
+            {
                 continue;
             }
-            let newest = state.newest.load(Ordering::Relaxed) <= pn;
+            let newest = memory.load(&state.newest) <= pn;
             let after = guard.wrapping_add(2) & SEQUENCE;
             if newest {
                 let words = self.address.words();
-                state.client[0].store(words[0], Ordering::Relaxed);
-                state.client[1].store(words[1], Ordering::Relaxed);
-                state.client_hop.store(self.hop(), Ordering::Relaxed);
-                state.client_guard.store(self.guard(block_generation) | after, Ordering::Release);
+                memory.store(&state.client[0], words[0]);
+                memory.store(&state.client[1], words[1]);
+                memory.store(&state.client_hop, self.hop());
+                memory.store(&state.client_guard, self.guard(block_generation) | after);
             } else {
-                state.client_guard.store(guard & !SEQUENCE | after, Ordering::Release);
+                memory.store(&state.client_guard, guard & !SEQUENCE | after);
             }
             return;
         }

@@ -61,13 +61,13 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     let state = platform.state(slot).ok_or(unsolicited)?;
     platform.touch(&state.client_guard);
     platform.touch(&state.downlink_packets);
-    let user = entry.get().ok_or(unsolicited)?;
+    let user = entry.get(platform).ok_or(unsolicited)?;
     let destination = platform.destination(user.destination).ok_or(unsolicited)?;
-    if destination.endpoint() != (packet.ip.source(), packet.udp.source) {
+    if destination.endpoint(platform) != (packet.ip.source(), packet.udp.source) {
         return Err(unsolicited);
     }
-    let client = Client::load(state).ok_or(unsolicited)?;
-    if !entry.has_handle(user.salt) || client.address.is_v4() != packet.ip.source().is_v4() {
+    let client = Client::load(platform, state).ok_or(unsolicited)?;
+    if !entry.has_handle(platform, user.salt) || client.address.is_v4() != packet.ip.source().is_v4() {
         return Err(unsolicited);
     }
     let listener = client.listener as usize;

@@ -8,7 +8,7 @@ use std::{boxed::Box, vec::Vec};
 
 use crate::{
     layout::{Control, DestinationEntry, PrefixKey, Settings, StateEntry, UserEntry},
-    platform::Platform,
+    platform::{Memory, Platform},
     wire::{Address, Frame, Word},
 };
 
@@ -37,7 +37,9 @@ impl Host {
             settings,
             users: (0..settings.max_users).map(|_| UserEntry::default()).collect(),
             states: (0..settings.max_users).map(|_| StateEntry::default()).collect(),
-            destinations: (0..settings.max_destinations).map(|_| DestinationEntry::default()).collect(),
+            destinations: (0..settings.max_destinations)
+                .map(|_| DestinationEntry::default())
+                .collect(),
             control: Control::default(),
             blocklist: Vec::new(),
         }
@@ -70,17 +72,58 @@ impl Platform for Host {
     }
 
     fn is_blocked(&self, address: Address) -> bool {
-        let bits = |words: [u32; 4]| words.iter().fold(0_u128, |bits, &word| bits << 32 | u32::from_be(word) as u128);
+        let bits = |words: [u32; 4]| {
+            words
+                .iter()
+                .fold(0_u128, |bits, &word| bits << 32 | u32::from_be(word) as u128)
+        };
         self.blocklist.iter().any(|prefix| {
             let differing = bits(prefix.address) ^ bits(address.0);
             differing.leading_zeros() >= prefix.length
         })
     }
+}
+
+impl Memory for Host {
+    fn load(&self, cell: &AtomicU64) -> u64 {
+        HostMemory.load(cell)
+    }
+
+    fn store(&self, cell: &AtomicU64, word: u64) {
+        HostMemory.store(cell, word);
+    }
+
+    fn touch(&self, cell: &AtomicU64) {
+        HostMemory.touch(cell);
+    }
+
+    fn compare_exchange(&self, cell: &AtomicU64, current: u64, new: u64) -> Result<(), u64> {
+        HostMemory.compare_exchange(cell, current, new)
+    }
+
+    fn add(&self, cell: &AtomicU64, amount: u64) {
+        HostMemory.add(cell, amount);
+    }
+}
+
+/// The atomics of the host, for whoever reads or writes map entries from a process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostMemory;
+
+impl Memory for HostMemory {
+    fn load(&self, cell: &AtomicU64) -> u64 {
+        cell.load(Ordering::Acquire)
+    }
+
+    fn store(&self, cell: &AtomicU64, word: u64) {
+        cell.store(word, Ordering::Release);
+    }
 
     fn touch(&self, _cell: &AtomicU64) {}
 
     fn compare_exchange(&self, cell: &AtomicU64, current: u64, new: u64) -> Result<(), u64> {
-        cell.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(|_| ())
+        cell.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
+            .map(|_| ())
     }
 
     fn add(&self, cell: &AtomicU64, amount: u64) {

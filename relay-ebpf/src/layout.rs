@@ -5,9 +5,12 @@
 //! half of one. Addresses and ports are kept as they stand in packets (network order), so that comparing one with a
 //! packet is a comparison of words.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::AtomicU64;
 
-use crate::wire::{Address, Be16, Mac};
+use crate::{
+    platform::Memory,
+    wire::{Address, Be16, Mac},
+};
 
 /// Grows when the meaning or size of anything in a pinned map changes.
 pub const LAYOUT_VERSION: u32 = 1;
@@ -173,34 +176,34 @@ impl UserEntry {
     /// Whether the slot belongs to the user with this salt.
     #[inline(always)]
     #[must_use]
-    pub fn has_handle(&self, salt: u32) -> bool {
-        self.handle.load(Ordering::Acquire) == Self::PRESENT | salt as u64
+    pub fn has_handle<M: Memory>(&self, memory: &M, salt: u32) -> bool {
+        memory.load(&self.handle) == Self::PRESENT | salt as u64
     }
 
     /// The user in this slot, if there is one. A reader that must not mix two users checks [`Self::has_handle`]
     /// before and after.
     #[inline(always)]
     #[must_use]
-    pub fn get(&self) -> Option<User> {
-        let handle = self.handle.load(Ordering::Acquire);
+    pub fn get<M: Memory>(&self, memory: &M) -> Option<User> {
+        let handle = memory.load(&self.handle);
         if handle & Self::PRESENT == 0 {
             return None;
         }
-        Some(self.load(handle as u32))
+        Some(self.load(memory, handle as u32))
     }
 
     /// The fields of the user, whose salt the caller knows.
     #[inline(always)]
     #[must_use]
-    pub fn load(&self, salt: u32) -> User {
-        let rate = self.rate.load(Ordering::Relaxed);
-        let egress = self.egress.load(Ordering::Relaxed);
+    pub fn load<M: Memory>(&self, memory: &M, salt: u32) -> User {
+        let rate = memory.load(&self.rate);
+        let egress = memory.load(&self.egress);
         User {
             salt,
-            key: [self.key[0].load(Ordering::Relaxed), self.key[1].load(Ordering::Relaxed)],
-            expires_ns: self.expires_ns.load(Ordering::Relaxed),
+            key: [memory.load(&self.key[0]), memory.load(&self.key[1])],
+            expires_ns: memory.load(&self.expires_ns),
             interval_ns: rate as u32,
-            burst_ns: self.burst_ns.load(Ordering::Relaxed),
+            burst_ns: memory.load(&self.burst_ns),
             destination: (rate >> 32) as u32,
             egress: egress as u16,
             egress_port: Be16::from_raw((egress >> 16) as u16),
@@ -208,24 +211,24 @@ impl UserEntry {
     }
 
     /// Empties the slot: from now on no packet finds the user.
-    pub fn clear(&self) {
-        self.handle.store(0, Ordering::Release);
+    pub fn clear<M: Memory>(&self, memory: &M) {
+        memory.store(&self.handle, 0);
     }
 
     /// Writes everything but the handle. Only for a slot that is [cleared](Self::clear), or whose user keeps its salt
     /// and key.
-    pub fn write_fields(&self, user: &User) {
-        self.key[0].store(user.key[0], Ordering::Relaxed);
-        self.key[1].store(user.key[1], Ordering::Relaxed);
-        self.expires_ns.store(user.expires_ns, Ordering::Relaxed);
-        self.burst_ns.store(user.burst_ns, Ordering::Relaxed);
-        self.rate.store(user.interval_ns as u64 | (user.destination as u64) << 32, Ordering::Relaxed);
-        self.egress.store(user.egress as u64 | (user.egress_port.raw() as u64) << 16, Ordering::Relaxed);
+    pub fn write_fields<M: Memory>(&self, memory: &M, user: &User) {
+        memory.store(&self.key[0], user.key[0]);
+        memory.store(&self.key[1], user.key[1]);
+        memory.store(&self.expires_ns, user.expires_ns);
+        memory.store(&self.burst_ns, user.burst_ns);
+        memory.store(&self.rate, user.interval_ns as u64 | (user.destination as u64) << 32);
+        memory.store(&self.egress, user.egress as u64 | (user.egress_port.raw() as u64) << 16);
     }
 
     /// Publishes the user whose fields are in place.
-    pub fn publish(&self, salt: u32) {
-        self.handle.store(Self::PRESENT | salt as u64, Ordering::Release);
+    pub fn publish<M: Memory>(&self, memory: &M, salt: u32) {
+        memory.store(&self.handle, Self::PRESENT | salt as u64);
     }
 }
 
@@ -287,34 +290,40 @@ impl DestinationEntry {
     /// Destination address and port.
     #[inline(always)]
     #[must_use]
-    pub fn endpoint(&self) -> (Address, Be16) {
-        let words = [self.address[0].load(Ordering::Relaxed), self.address[1].load(Ordering::Relaxed)];
-        (Address::from_words(words), Be16::from_raw(self.port.load(Ordering::Relaxed) as u16))
+    pub fn endpoint<M: Memory>(&self, memory: &M) -> (Address, Be16) {
+        let words = [memory.load(&self.address[0]), memory.load(&self.address[1])];
+        (
+            Address::from_words(words),
+            Be16::from_raw(memory.load(&self.port) as u16),
+        )
     }
 
     /// The next hop, if it is known.
     #[inline(always)]
     #[must_use]
-    pub fn next_hop(&self) -> Option<NextHop> {
-        let word = self.next_hop.load(Ordering::Relaxed);
+    pub fn next_hop<M: Memory>(&self, memory: &M) -> Option<NextHop> {
+        let word = memory.load(&self.next_hop);
         if word == 0 {
             return None;
         }
-        Some(NextHop { mac: Mac::from_word(word), mtu: (word >> 48) as u16 })
+        Some(NextHop {
+            mac: Mac::from_word(word),
+            mtu: (word >> 48) as u16,
+        })
     }
 
     /// Sets the endpoint. Only while no published user refers to this entry.
-    pub fn set_endpoint(&self, address: Address, port: Be16) {
+    pub fn set_endpoint<M: Memory>(&self, memory: &M, address: Address, port: Be16) {
         let words = address.words();
-        self.address[0].store(words[0], Ordering::Relaxed);
-        self.address[1].store(words[1], Ordering::Relaxed);
-        self.port.store(port.raw() as u64, Ordering::Relaxed);
+        memory.store(&self.address[0], words[0]);
+        memory.store(&self.address[1], words[1]);
+        memory.store(&self.port, port.raw() as u64);
     }
 
     /// Sets or clears the next hop of all users of this destination, in one write.
-    pub fn set_next_hop(&self, hop: Option<NextHop>) {
+    pub fn set_next_hop<M: Memory>(&self, memory: &M, hop: Option<NextHop>) {
         let word = hop.map_or(0, |hop| hop.mac.word() | (hop.mtu as u64) << 48);
-        self.next_hop.store(word, Ordering::Release);
+        memory.store(&self.next_hop, word);
     }
 }
 

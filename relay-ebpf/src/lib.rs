@@ -3,7 +3,10 @@
 
 #![no_std]
 #![forbid(unsafe_code)]
-#![expect(clippy::inline_always, reason = "the program is one BPF function: each call would cost it about 10 ns")]
+#![expect(
+    clippy::inline_always,
+    reason = "the program is one BPF function: each call would cost it about 10 ns"
+)]
 
 pub mod admission;
 pub mod downlink;
@@ -32,7 +35,10 @@ pub struct Outcome {
     pub reason: Reason,
 }
 
-const UNRELATED: Outcome = Outcome { direction: Direction::Uplink, reason: Reason::Unrelated };
+const UNRELATED: Outcome = Outcome {
+    direction: Direction::Uplink,
+    reason: Reason::Unrelated,
+};
 
 /// Decides about a frame and, if it is to be transmitted, rewrites it. A frame that is to be passed is not changed.
 #[inline(always)]
@@ -52,11 +58,17 @@ fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P) -> Outc
     let settings = platform.settings();
     if let Some((listener, index)) = listener(settings, &packet) {
         let reason = uplink::process(frame, platform, &packet, listener, index);
-        return Outcome { direction: Direction::Uplink, reason };
+        return Outcome {
+            direction: Direction::Uplink,
+            reason,
+        };
     }
     if let Some(slot) = downlink::slot(settings, packet.ip.destination(), packet.udp.destination) {
         let reason = downlink::process(frame, platform, &packet, slot);
-        return Outcome { direction: Direction::Downlink, reason };
+        return Outcome {
+            direction: Direction::Downlink,
+            reason,
+        };
     }
     UNRELATED
 }

@@ -12,8 +12,31 @@ use crate::{
 /// changed the same user's word in between.
 pub const TRIES: usize = 16;
 
+/// Memory shared between CPUs and with the control process. BPF has these operations (ordered loads and stores only
+/// since Linux 6.15), but not as `core::sync::atomic`.
+///
+/// Loads and stores happen in the order they are written. The compiler keeps to it everywhere; x86-64 does too. On
+/// arm64 a CPU may see another's plain stores in another order: what must hold there holds by compare-and-swap, or
+/// because the writer waits until no packet is in flight.
+pub trait Memory {
+    /// Reads the word.
+    fn load(&self, cell: &AtomicU64) -> u64;
+
+    /// Writes the word.
+    fn store(&self, cell: &AtomicU64, word: u64);
+
+    /// Brings the word's cache line on its way without waiting for it.
+    fn touch(&self, cell: &AtomicU64);
+
+    /// Sets the word to `new` if it is `current`; otherwise returns what it is.
+    fn compare_exchange(&self, cell: &AtomicU64, current: u64, new: u64) -> Result<(), u64>;
+
+    /// Adds to the word.
+    fn add(&self, cell: &AtomicU64, amount: u64);
+}
+
 /// The machine: the kernel for the XDP program, vectors for the host.
-pub trait Platform {
+pub trait Platform: Memory {
     /// The load-time settings.
     fn settings(&self) -> &Settings;
 
@@ -34,13 +57,4 @@ pub trait Platform {
 
     /// Whether a prefix of the blocklist covers this address.
     fn is_blocked(&self, address: Address) -> bool;
-
-    /// Brings the word's cache line on its way without waiting for it.
-    fn touch(&self, cell: &AtomicU64);
-
-    /// Sets the word to `new` if it is `current`; otherwise returns what it is.
-    fn compare_exchange(&self, cell: &AtomicU64, current: u64, new: u64) -> Result<(), u64>;
-
-    /// Adds to the word.
-    fn add(&self, cell: &AtomicU64, amount: u64);
 }

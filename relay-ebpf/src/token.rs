@@ -40,7 +40,11 @@ impl Token {
     pub const fn new(key: Key, slot: u32, salt: u32, pn: u64, context: u64) -> Self {
         let handle = slot.swap_bytes() as u64 | (salt.swap_bytes() as u64) << 32;
         let number = pn.swap_bytes();
-        Self { handle, number, tag: siphash_64(key, [handle, number, context]) }
+        Self {
+            handle,
+            number,
+            tag: siphash_64(key, [handle, number, context]),
+        }
     }
 
     /// Applies header protection, or removes it: the mask depends on the tag alone.
@@ -48,7 +52,11 @@ impl Token {
     #[must_use]
     pub const fn masked(self, header_key: Key) -> Self {
         let mask = siphash_128(header_key, self.tag);
-        Self { handle: self.handle ^ mask[0], number: self.number ^ mask[1], tag: self.tag }
+        Self {
+            handle: self.handle ^ mask[0],
+            number: self.number ^ mask[1],
+            tag: self.tag,
+        }
     }
 
     /// Index of the user's entry.
@@ -110,7 +118,9 @@ pub fn seal(
     relay_id: u32,
 ) -> [u8; TOKEN_BYTES] {
     let token = Token::new(key(user_key), slot, salt, pn, context(payload_len, relay_id));
-    header_key.map_or(token, |header_key| token.masked(key(header_key))).to_bytes()
+    header_key
+        .map_or(token, |header_key| token.masked(key(header_key)))
+        .to_bytes()
 }
 
 /// SipHash-2-4 with 64 bits of output of a message of 24 bytes.
@@ -201,26 +211,44 @@ mod tests {
     use super::*;
 
     fn keys() -> ([u8; 16], [u8; 16]) {
-        (core::array::from_fn(|i| i as u8), core::array::from_fn(|i| 0xf0 + i as u8))
+        (
+            core::array::from_fn(|i| i as u8),
+            core::array::from_fn(|i| 0xf0 + i as u8),
+        )
     }
 
     fn bytes(hex: &str) -> Vec<u8> {
-        (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+        (0..hex.len())
+            .step_by(2)
+            .map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap())
+            .collect()
     }
 
     #[rstest]
     #[case::all_zero(
-        0, 0, 0, 0, 0,
+        0,
+        0,
+        0,
+        0,
+        0,
         "00000000000000000000000000000000e45a5b387f442465",
         "4d28b447b96668bb3f1afcf0c383903ee45a5b387f442465"
     )]
     #[case::small(
-        1, 0xdead_beef, 1, 5, 7,
+        1,
+        0xdead_beef,
+        1,
+        5,
+        7,
         "00000001deadbeef0000000000000001f0af76d80cf137f6",
         "e8a24627893ac2e836420b0f14fcba3ff0af76d80cf137f6"
     )]
     #[case::large(
-        99999, 0x0102_0304, 0x0006_4000_0000_0001, 1400, 0xffff_ffff,
+        99999,
+        0x0102_0304,
+        0x0006_4000_0000_0001,
+        1400,
+        0xffff_ffff,
         "0001869f010203040006400000000001ffc27433786c7a5a",
         "90479fc10b0ae06cfa3ea2326bdcc17cffc27433786c7a5a"
     )]
@@ -234,8 +262,14 @@ mod tests {
         #[case] masked: &str,
     ) {
         let (user, header) = keys();
-        assert_eq!(seal(&user, None, slot, salt, pn, payload_len, relay_id)[..], bytes(plain));
-        assert_eq!(seal(&user, Some(&header), slot, salt, pn, payload_len, relay_id)[..], bytes(masked));
+        assert_eq!(
+            seal(&user, None, slot, salt, pn, payload_len, relay_id)[..],
+            bytes(plain)
+        );
+        assert_eq!(
+            seal(&user, Some(&header), slot, salt, pn, payload_len, relay_id)[..],
+            bytes(masked)
+        );
     }
 
     proptest! {

@@ -1,13 +1,11 @@
 //! The rewriting that both paths share: new addresses and ports, without the token, out of the same interface.
 
-use crate::{
-    wire::{
-        Be16, Frame, Mac,
-        checksum::Change,
-        ethernet,
-        ip::{Ip, Rewrite},
-        udp::{self, Udp},
-    },
+use crate::wire::{
+    Be16, Frame, Mac,
+    checksum::Change,
+    ethernet,
+    ip::{Ip, Rewrite},
+    udp::{self, Udp},
 };
 
 /// A packet that was found to carry UDP.
@@ -80,7 +78,9 @@ impl Envelope {
     #[inline(always)]
     pub fn apply<F: Frame, I: Ip>(&self, frame: &mut F, packet: &Packet<I>) -> Option<()> {
         let change = self.stripped.and(self.ip.addresses(&packet.ip));
-        let udp = packet.udp.rewritten(self.source_port, self.destination_port, self.ip.transport_bytes, change);
+        let udp = packet
+            .udp
+            .rewritten(self.source_port, self.destination_port, self.ip.transport_bytes, change);
         let headers = ethernet::HEADER_BYTES + I::HEADER_BYTES + udp::HEADER_BYTES;
         let surplus = packet.payload_offset() + self.strip - headers;
         if surplus != 0 {

@@ -45,7 +45,9 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     if packet.ip.is_fragment() {
         return Err(Reason::Fragment);
     }
-    let payload = packet.payload_bytes(frame).and_then(|bytes| bytes.checked_sub(TOKEN_BYTES as u16));
+    let payload = packet
+        .payload_bytes(frame)
+        .and_then(|bytes| bytes.checked_sub(TOKEN_BYTES as u16));
     let payload = payload.ok_or(Reason::Truncated)?;
     let travelled: [u64; 3] = frame.read(packet.payload_offset()).ok_or(Reason::Truncated)?;
     let token = open(travelled, listener);
@@ -59,15 +61,15 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     let state = platform.state(slot).ok_or(Reason::UnknownSession)?;
     platform.touch(&state.tat_ns);
     platform.touch(admission::window_word(state, token.pn()));
-    if !entry.has_handle(token.salt()) {
+    if !entry.has_handle(platform, token.salt()) {
         return Err(Reason::UnknownSession);
     }
-    let user = entry.load(token.salt());
+    let user = entry.load(platform, token.salt());
     if !token.is_authentic(user.key, token::context(payload, settings.relay_id)) {
         return Err(Reason::BadToken);
     }
     // The slot may have passed to another user while its fields were read.
-    if !entry.has_handle(user.salt) {
+    if !entry.has_handle(platform, user.salt) {
         return Err(Reason::UnknownSession);
     }
     let now_ns = platform.now_ns();
@@ -77,9 +79,14 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     let admitted = admission::admit(platform, state, token.pn()).ok_or(Reason::Replayed)?;
 
     let mac = ethernet::source(frame).ok_or(Reason::Truncated)?;
-    let client = Client { address: packet.ip.source(), port: packet.udp.source, mac, listener: listener_index };
+    let client = Client {
+        address: packet.ip.source(),
+        port: packet.udp.source,
+        mac,
+        listener: listener_index,
+    };
     let generation = platform.block_generation();
-    let moved = !client.is_current(state, generation);
+    let moved = !client.is_current(platform, state, generation);
     if moved && generation != 0 && platform.is_blocked(client.address) {
         return Err(Reason::BlockedSource);
     }
@@ -103,13 +110,19 @@ fn relay<F: Frame, P: Platform, I: Ip>(
 fn open(travelled: [u64; 3], listener: &Listener) -> Token {
     let [handle, number, tag] = travelled.map(u64::from_le);
     let token = Token { handle, number, tag };
-    if listener.protected != 0 { token.masked(listener.header_key) } else { token }
+    if listener.protected != 0 {
+        token.masked(listener.header_key)
+    } else {
+        token
+    }
 }
 
 /// What removing the token does to the UDP checksum.
 #[inline(always)]
 fn strip(travelled: [u64; 3]) -> Change {
-    travelled.iter().fold(Change::default(), |change, &word| change.without(word as u32).without((word >> 32) as u32))
+    travelled.iter().fold(Change::default(), |change, &word| {
+        change.without(word as u32).without((word >> 32) as u32)
+    })
 }
 
 /// Finds where the packet goes and what its headers become.
@@ -124,12 +137,12 @@ fn address<P: Platform, I: Ip>(
     let settings = platform.settings();
     let unresolved = Reason::DestinationUnresolved;
     let destination = platform.destination(user.destination).ok_or(unresolved)?;
-    let (address, port) = destination.endpoint();
+    let (address, port) = destination.endpoint(platform);
     if address.is_v4() != packet.ip.source().is_v4() {
         return Err(unresolved);
     }
     let source = egress(settings, user, address).ok_or(unresolved)?;
-    let next_hop = destination.next_hop().ok_or(unresolved)?;
+    let next_hop = destination.next_hop(platform).ok_or(unresolved)?;
     if packet.ip.hop_limit() <= 1 {
         return Err(Reason::TtlExpired);
     }

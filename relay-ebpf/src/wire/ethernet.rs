@@ -19,7 +19,9 @@ pub fn ethertype<F: Frame>(frame: &F) -> Option<Be16> {
 pub fn source<F: Frame>(frame: &F) -> Option<Mac> {
     let low: u32 = frame.read(SOURCE)?;
     let high: u16 = frame.read(SOURCE + 4)?;
-    Some(Mac::from_word(u32::from_le(low) as u64 | (u16::from_le(high) as u64) << 32))
+    Some(Mac::from_word(
+        u32::from_le(low) as u64 | (u16::from_le(high) as u64) << 32,
+    ))
 }
 
 /// The receiver's address.

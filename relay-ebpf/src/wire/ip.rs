@@ -55,8 +55,15 @@ impl Rewrite {
     pub fn addresses<I: Ip>(&self, old: &I) -> Change {
         let change = Change::default();
         let change = old.source().0.iter().fold(change, |change, &word| change.without(word));
-        let change = old.destination().0.iter().fold(change, |change, &word| change.without(word));
+        let change = old
+            .destination()
+            .0
+            .iter()
+            .fold(change, |change, &word| change.without(word));
         let change = self.source.0.iter().fold(change, |change, &word| change.with(word));
-        self.destination.0.iter().fold(change, |change, &word| change.with(word))
+        self.destination
+            .0
+            .iter()
+            .fold(change, |change, &word| change.with(word))
     }
 }

@@ -38,7 +38,10 @@ impl Ip for Ipv4 {
 
     #[inline(always)]
     fn parse<F: Frame>(frame: &F, offset: usize) -> Option<Self> {
-        let mut header = Self { words: frame.read(offset)?, options: Change::default() };
+        let mut header = Self {
+            words: frame.read(offset)?,
+            options: Change::default(),
+        };
         let version = u32::from_be(header.words[0]) >> 28;
         let protocol = (u32::from_be(header.words[2]) >> 16) as u8;
         if version != 4 || header.header_words() < WORDS || protocol != udp::PROTOCOL {
@@ -101,6 +104,15 @@ impl Ip for Ipv4 {
             .with(new_hop);
         let checksum = change.apply(checksum.to_be());
         let new_hop = new_hop | (u16::from_be(checksum) as u32).to_be();
-        frame.write(offset, [new_first, identification, new_hop, new.source.0[3], new.destination.0[3]])
+        frame.write(
+            offset,
+            [
+                new_first,
+                identification,
+                new_hop,
+                new.source.0[3],
+                new.destination.0[3],
+            ],
+        )
     }
 }

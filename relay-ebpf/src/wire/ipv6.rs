@@ -55,7 +55,11 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn transport_offset(&self) -> usize {
-        if self.fragment { HEADER + FRAGMENT_HEADER } else { HEADER }
+        if self.fragment {
+            HEADER + FRAGMENT_HEADER
+        } else {
+            HEADER
+        }
     }
 
     #[inline(always)]

@@ -120,7 +120,12 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn from_words(words: [u64; 2]) -> Self {
-        Self([words[0] as u32, (words[0] >> 32) as u32, words[1] as u32, (words[1] >> 32) as u32])
+        Self([
+            words[0] as u32,
+            (words[0] >> 32) as u32,
+            words[1] as u32,
+            (words[1] >> 32) as u32,
+        ])
     }
 
     /// As two words in memory order (of a little-endian machine).

@@ -67,6 +67,11 @@ impl Udp {
                 checksum => checksum,
             }
         };
-        Self { source, destination, length, checksum }
+        Self {
+            source,
+            destination,
+            length,
+            checksum,
+        }
     }
 }

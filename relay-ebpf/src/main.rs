@@ -1,0 +1,387 @@
+//! The XDP program: the data plane's glue to the kernel. All unsafe code is here.
+
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics, asm_experimental_arch)]
+#![allow(
+    internal_features,
+    reason = "BPF has compare-and-swap, but core::sync::atomic does not offer it there"
+)]
+
+use core::{
+    arch::asm,
+    intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd},
+    mem::MaybeUninit,
+    ptr,
+    sync::atomic::AtomicU64,
+};
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, xdp_action},
+    helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_load_bytes},
+    macros::{map, xdp},
+    maps::{Array, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
+    programs::XdpContext,
+};
+use relay_ebpf::{
+    Outcome,
+    layout::{
+        Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, Settings, StateEntry, UserEntry,
+    },
+    platform::{Memory, Platform},
+    process,
+    verdict::{Direction, Reason, Verdict},
+    wire::{Address, Frame, Word},
+};
+
+/// Sizes of maps that the loader sets from the configuration.
+const BY_CONFIGURATION: u32 = 1;
+const COUNTERS: u32 = (Reason::ALL.len() * Direction::ALL.len()) as u32;
+
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings {
+    tick_ns: 1,
+    lab_clock: 0,
+    relay_id: 0,
+    max_users: 0,
+    max_destinations: 0,
+    listener_count: 0,
+    egress_v4_count: 0,
+    egress_v6_count: 0,
+    first_egress_port: 0,
+    egress_ports: 0,
+    drop_unmatched: 0,
+    latency_sample: 0,
+    event_sample: 0,
+    mtu: 0,
+    reserved: 0,
+    mac: relay_ebpf::wire::Mac::new([0; 6]),
+    listeners: [relay_ebpf::layout::Listener {
+        header_key: [0; 2],
+        address: Address([0; 4]),
+        port: relay_ebpf::wire::Be16::new(0),
+        protected: 0,
+        reserved: [0; 5],
+    }; relay_ebpf::layout::MAX_LISTENERS],
+    egress_v4: [Address([0; 4]); relay_ebpf::layout::MAX_EGRESS],
+    egress_v6: [Address([0; 4]); relay_ebpf::layout::MAX_EGRESS],
+};
+
+#[map(name = "user_map")]
+static USERS: Array<UserEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
+#[map(name = "rate_limit_map")]
+static STATES: Array<StateEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
+#[map(name = "dest_map")]
+static DESTINATIONS: Array<DestinationEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
+#[map(name = "control")]
+static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "blocklist")]
+static BLOCKLIST: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map(name = "counters")]
+static COUNTS: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(COUNTERS, 0);
+#[map(name = "latency")]
+static LATENCY: PerCpuArray<Latency> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "events")]
+static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+#[map(name = "layout")]
+static LAYOUT: Array<u32> = Array::with_max_entries(1, 0);
+
+/// The relay.
+#[xdp]
+pub fn relay(ctx: XdpContext) -> u32 {
+    let platform = Kernel::new();
+    let timer = Timer::start(platform.settings);
+    let mut frame = PacketFrame::new(&ctx);
+    let bytes = frame.bytes() as u64;
+    let outcome = process(&mut frame, &platform);
+    let nth = count(outcome, bytes);
+    let verdict = outcome.reason.verdict(platform.settings.drop_unmatched != 0);
+    if let Verdict::Drop = verdict {
+        report(&ctx, &platform, outcome, bytes, nth);
+    }
+    timer.stop();
+    match verdict {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
+        Verdict::Tx => xdp_action::XDP_TX,
+    }
+}
+
+/// Tells the control process what this program's clock says: writes the jiffies into the first 8 bytes of the packet.
+#[xdp]
+pub fn relay_clock(ctx: XdpContext) -> u32 {
+    // SAFETY: the helper takes no arguments and only reads kernel state.
+    let jiffies = unsafe { bpf_jiffies64() };
+    match PacketFrame::new(&ctx).write(0, jiffies) {
+        Some(()) => xdp_action::XDP_PASS,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// Counts the packet, and returns how many like it this CPU counted before.
+#[inline(always)]
+fn count(outcome: Outcome, bytes: u64) -> u64 {
+    let Some(counter) = COUNTS.get_ptr_mut(outcome.reason.counter(outcome.direction)) else {
+        return 0;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else writes while the program runs.
+    unsafe {
+        let before = (*counter)[0];
+        (*counter)[0] = before + 1;
+        (*counter)[1] += bytes;
+        before
+    }
+}
+
+/// Sends a sampled drop to the control process. A full ring loses it: drops are counted, events are samples.
+#[inline(always)]
+fn report(ctx: &XdpContext, platform: &Kernel, outcome: Outcome, bytes: u64, nth: u64) {
+    let sample = platform.settings.event_sample as u64;
+    if sample == 0 || nth & (sample - 1) != 0 {
+        return;
+    }
+    let Some(mut entry) = EVENTS.reserve::<DropEvent>(0) else {
+        return;
+    };
+    let captured = if bytes > EVENT_BYTES as u64 {
+        EVENT_BYTES as u64
+    } else {
+        bytes
+    };
+    let event: *mut DropEvent = MaybeUninit::as_mut_ptr(&mut entry);
+    // SAFETY: the entry is reserved and as large as the event; the helper writes `captured` bytes of `bytes`, all of
+    // which are set before.
+    let loaded = unsafe {
+        event.write(DropEvent {
+            now_ns: platform.now_ns(),
+            reason: outcome.reason as u8,
+            direction: outcome.direction as u8,
+            captured: captured as u16,
+            length: bytes as u32,
+            bytes: [0; EVENT_BYTES],
+        });
+        bpf_xdp_load_bytes(ctx.ctx, 0, (&raw mut (*event).bytes).cast(), captured as u32)
+    };
+    if loaded == 0 {
+        entry.submit(0);
+    } else {
+        entry.discard(0);
+    }
+}
+
+/// Times one packet in so many. All of it is gone where sampling is off.
+struct Timer(Option<(*mut Latency, u64)>);
+
+impl Timer {
+    #[inline(always)]
+    fn start(settings: &Settings) -> Self {
+        if settings.latency_sample == 0 {
+            return Self(None);
+        }
+        let Some(latency) = LATENCY.get_ptr_mut(0) else {
+            return Self(None);
+        };
+        // SAFETY: the pointer is to this CPU's element, which nothing else writes while the program runs.
+        let nth = unsafe {
+            (*latency).packets += 1;
+            (*latency).packets
+        };
+        if nth & (settings.latency_sample as u64 - 1) != 0 {
+            return Self(None);
+        }
+        // SAFETY: the helper takes no arguments and only reads kernel state.
+        Self(Some((latency, unsafe { bpf_ktime_get_ns() })))
+    }
+
+    #[inline(always)]
+    fn stop(self) {
+        let Some((latency, start)) = self.0 else {
+            return;
+        };
+        // SAFETY: as in `start`; the bucket's index is kept below the number of buckets.
+        unsafe {
+            let took = bpf_ktime_get_ns() - start;
+            let bucket = bucket(took);
+            (*latency).sum_ns += took;
+            if bucket < LATENCY_BUCKETS {
+                (*latency).buckets[bucket] += 1;
+            }
+        }
+    }
+}
+
+/// The number of bits of the time, at most the last bucket; by halving, since BPF cannot count zeros before v4.
+#[inline(always)]
+fn bucket(took: u64) -> usize {
+    let mut rest = took;
+    let mut bits = 0;
+    let mut half = 16;
+    while half > 0 {
+        if rest >> half != 0 {
+            rest >>= half;
+            bits += half;
+        }
+        half /= 2;
+    }
+    let bits = if rest != 0 { bits + 1 } else { bits };
+    if bits < LATENCY_BUCKETS {
+        bits
+    } else {
+        LATENCY_BUCKETS - 1
+    }
+}
+
+/// The maps, the clock and the atomics of the kernel.
+struct Kernel {
+    settings: &'static Settings,
+}
+
+impl Kernel {
+    #[inline(always)]
+    fn new() -> Self {
+        let mut settings: *const Settings = &raw const SETTINGS;
+        // SAFETY: changes nothing. It hides from the compiler that these are the zeros above: the loader replaces them.
+        unsafe { asm!("/* {0} */", inout(reg) settings, options(pure, nomem, nostack, preserves_flags)) };
+        // SAFETY: points to SETTINGS, which is not written while the program is loaded.
+        Self {
+            settings: unsafe { &*settings },
+        }
+    }
+
+    #[inline(always)]
+    fn control(&self) -> Option<&Control> {
+        CONTROL.get(0)
+    }
+}
+
+impl Platform for Kernel {
+    #[inline(always)]
+    fn settings(&self) -> &Settings {
+        self.settings
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        if self.settings.lab_clock != 0 {
+            return self.control().map_or(0, |control| self.load(&control.lab_now_ns));
+        }
+        // SAFETY: the helper takes no arguments and only reads kernel state.
+        unsafe { bpf_jiffies64() }.wrapping_mul(self.settings.tick_ns)
+    }
+
+    #[inline(always)]
+    fn user(&self, slot: u32) -> Option<&UserEntry> {
+        USERS.get(slot)
+    }
+
+    #[inline(always)]
+    fn state(&self, slot: u32) -> Option<&StateEntry> {
+        STATES.get(slot)
+    }
+
+    #[inline(always)]
+    fn destination(&self, index: u32) -> Option<&DestinationEntry> {
+        DESTINATIONS.get(index)
+    }
+
+    #[inline(always)]
+    fn block_generation(&self) -> u16 {
+        self.control()
+            .map_or(0, |control| self.load(&control.block_generation) as u16)
+    }
+
+    #[inline(always)]
+    fn is_blocked(&self, address: Address) -> bool {
+        BLOCKLIST.get(&Key::new(128, address.0)).is_some()
+    }
+}
+
+impl Memory for Kernel {
+    #[inline(always)]
+    fn load(&self, cell: &AtomicU64) -> u64 {
+        // SAFETY: the word lives as long as its map; a read of 64 aligned bits is never torn.
+        unsafe { ptr::read_volatile(cell.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(&self, cell: &AtomicU64, word: u64) {
+        // SAFETY: as in `load`.
+        unsafe { ptr::write_volatile(cell.as_ptr(), word) };
+    }
+
+    #[inline(always)]
+    fn touch(&self, cell: &AtomicU64) {
+        // SAFETY: a read of a live word; volatile, so that it happens here although nothing uses it.
+        unsafe { ptr::read_volatile(cell.as_ptr()) };
+    }
+
+    #[inline(always)]
+    fn compare_exchange(&self, cell: &AtomicU64, current: u64, new: u64) -> Result<(), u64> {
+        // SAFETY: the word lives as long as its map; all its changes are atomic.
+        let (found, _) = unsafe {
+            atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(cell.as_ptr(), current, new)
+        };
+        if found == current { Ok(()) } else { Err(found) }
+    }
+
+    #[inline(always)]
+    fn add(&self, cell: &AtomicU64, amount: u64) {
+        // SAFETY: the word lives as long as its map; all its changes are atomic.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(cell.as_ptr(), amount) };
+    }
+}
+
+/// The packet between `data` and `data_end`.
+struct PacketFrame<'a> {
+    ctx: &'a XdpContext,
+}
+
+impl<'a> PacketFrame<'a> {
+    #[inline(always)]
+    fn new(ctx: &'a XdpContext) -> Self {
+        Self { ctx }
+    }
+
+    /// A pointer to `W` at `offset`, checked the way the verifier follows: pointer against end.
+    #[inline(always)]
+    fn at<W>(&self, offset: usize) -> Option<*mut W> {
+        let start = self.ctx.data() + offset;
+        (start + size_of::<W>() <= self.ctx.data_end()).then_some(start as *mut W)
+    }
+}
+
+impl Frame for PacketFrame<'_> {
+    #[inline(always)]
+    fn bytes(&self) -> usize {
+        self.ctx.data_end() - self.ctx.data()
+    }
+
+    #[inline(always)]
+    fn read<W: Word>(&self, offset: usize) -> Option<W> {
+        // SAFETY: `at` checked that the words are inside the packet; `Word` has no invalid values.
+        self.at::<W>(offset).map(|words| unsafe { words.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn write<W: Word>(&mut self, offset: usize, words: W) -> Option<()> {
+        // SAFETY: `at` checked that the words are inside the packet, which the program may change.
+        self.at::<W>(offset)
+            .map(|target| unsafe { target.write_unaligned(words) })
+    }
+
+    #[inline(always)]
+    fn strip(&mut self, bytes: usize) -> Option<()> {
+        // SAFETY: the context is the program's own. All pointers into the packet are derived anew afterwards.
+        let result = unsafe { bpf_xdp_adjust_head(self.ctx.ctx, bytes as i32) };
+        (result == 0).then_some(())
+    }
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
