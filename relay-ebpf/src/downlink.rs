@@ -70,11 +70,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     if !entry.has_handle(platform, user.salt) || client.address.is_v4() != packet.ip.source().is_v4() {
         return Err(unsolicited);
     }
-    let listener = client.listener as usize;
-    if listener >= MAX_LISTENERS {
-        return Err(unsolicited);
-    }
-    let listener = settings.listeners.get(listener).ok_or(unsolicited)?;
+    let listener = &settings.listeners[client.listener as usize % MAX_LISTENERS];
 
     if packet.ip.is_fragment() {
         return Err(Reason::Fragment);

@@ -3,7 +3,8 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics, asm_experimental_arch)]
-#![allow(
+#![expect(missing_docs, reason = "the xdp macro makes the public functions")]
+#![expect(
     internal_features,
     reason = "BPF has compare-and-swap, but core::sync::atomic does not offer it there"
 )]
@@ -88,6 +89,7 @@ static LAYOUT: Array<u32> = Array::with_max_entries(1, 0);
 
 /// The relay.
 #[xdp]
+#[inline(always)]
 pub fn relay(ctx: XdpContext) -> u32 {
     let platform = Kernel::new();
     let timer = Timer::start(platform.settings);
@@ -140,27 +142,33 @@ fn report(ctx: &XdpContext, platform: &Kernel, outcome: Outcome, bytes: u64, nth
     if sample == 0 || nth & (sample - 1) != 0 {
         return;
     }
-    let Some(mut entry) = EVENTS.reserve::<DropEvent>(0) else {
-        return;
-    };
     let captured = if bytes > EVENT_BYTES as u64 {
         EVENT_BYTES as u64
     } else {
         bytes
     };
+    // Never so, since a frame has a header; but the verifier does not know, and the helper takes no 0.
+    if captured == 0 {
+        return;
+    }
+    let Some(mut entry) = EVENTS.reserve::<DropEvent>(0) else {
+        return;
+    };
     let event: *mut DropEvent = MaybeUninit::as_mut_ptr(&mut entry);
-    // SAFETY: the entry is reserved and as large as the event; the helper writes `captured` bytes of `bytes`, all of
-    // which are set before.
+    // SAFETY: the entry is reserved, 8-byte aligned and as large as the event; the helper writes `captured` bytes of
+    // `bytes`. Every field is set: the ring's memory holds old events. Word by word, since a call of memset would have
+    // the verifier walk it byte by byte.
     let loaded = unsafe {
-        event.write(DropEvent {
-            now_ns: platform.now_ns(),
-            reason: outcome.reason as u8,
-            direction: outcome.direction as u8,
-            captured: captured as u16,
-            length: bytes as u32,
-            bytes: [0; EVENT_BYTES],
-        });
-        bpf_xdp_load_bytes(ctx.ctx, 0, (&raw mut (*event).bytes).cast(), captured as u32)
+        (&raw mut (*event).now_ns).write(platform.now_ns());
+        (&raw mut (*event).reason).write(outcome.reason as u8);
+        (&raw mut (*event).direction).write(outcome.direction as u8);
+        (&raw mut (*event).captured).write(captured as u16);
+        (&raw mut (*event).length).write(bytes as u32);
+        let target = (&raw mut (*event).bytes).cast::<u64>();
+        for word in 0..EVENT_BYTES / 8 {
+            target.add(word).write_volatile(0);
+        }
+        bpf_xdp_load_bytes(ctx.ctx, 0, target.cast(), captured as u32)
     };
     if loaded == 0 {
         entry.submit(0);
@@ -292,8 +300,24 @@ impl Platform for Kernel {
 
     #[inline(always)]
     fn is_blocked(&self, address: Address) -> bool {
-        BLOCKLIST.get(&Key::new(128, address.0)).is_some()
+        let key = AlignedKey {
+            reserved: 0,
+            length: 128,
+            address: address.words(),
+        };
+        // SAFETY: `length` and `address` lie one after the other, as in `Key`, and `key` outlives the call.
+        let key = unsafe { &*(&raw const key.length).cast::<Key<[u32; 4]>>() };
+        BLOCKLIST.get(key).is_some()
     }
+}
+
+/// A key of the blocklist whose address is aligned: the compiler writes it in 64-bit words, which the stack only takes
+/// aligned.
+#[repr(C)]
+struct AlignedKey {
+    reserved: u32,
+    length: u32,
+    address: [u64; 2],
 }
 
 impl Memory for Kernel {
@@ -331,6 +355,17 @@ impl Memory for Kernel {
     }
 }
 
+/// The same pointer, of which the compiler knows nothing: it can then neither fold what it points to, nor replace a
+/// check of it against the packet's end by one that the verifier does not follow.
+#[inline(always)]
+fn opaque<T>(pointer: *mut T) -> *mut T {
+    let same: *mut T;
+    // SAFETY: a move between registers. (No instruction at all would give two source lines one place in the program,
+    // which the kernel refuses.)
+    unsafe { asm!("{0} = {1}", out(reg) same, in(reg) pointer, options(pure, nomem, nostack, preserves_flags)) };
+    same
+}
+
 /// The packet between `data` and `data_end`.
 struct PacketFrame<'a> {
     ctx: &'a XdpContext,
@@ -345,8 +380,8 @@ impl<'a> PacketFrame<'a> {
     /// A pointer to `W` at `offset`, checked the way the verifier follows: pointer against end.
     #[inline(always)]
     fn at<W>(&self, offset: usize) -> Option<*mut W> {
-        let start = self.ctx.data() + offset;
-        (start + size_of::<W>() <= self.ctx.data_end()).then_some(start as *mut W)
+        let start = opaque((self.ctx.data() + offset) as *mut W);
+        (start as usize + size_of::<W>() <= self.ctx.data_end()).then_some(start)
     }
 }
 
