@@ -1,11 +1,12 @@
 //! Which authentic packets are let through: the replay window, the rate limit, and who the client is.
 //!
 //! **Replay window.** A ring of words, each a generation (32 bits) and 32 packet numbers of it. A packet number is its
-//! generation, word and bit, from the top; generations are kept modulo 2^32. The ring spans twice the window, and the
-//! window's edge is judged by the newest packet number, which is raised before any word shows it: whoever finds a word
-//! of a later generation therefore also finds the number that makes it too old, so a word of another generation is
-//! always an earlier one, and starting it afresh forgets nothing that could still be accepted. Test, set and slide are
-//! one compare-and-swap on one word, with no lock.
+//! generation, word and bit, from the top. The ring spans twice the window, and the window's edge is judged by the
+//! newest packet number, which is raised before any word shows it: whoever finds a word of a later generation
+//! therefore also finds the number that makes it too old, so a word of another generation is always an earlier one, and
+//! starting it afresh forgets nothing that could still be accepted. Test, set and slide are one compare-and-swap on one
+//! word. Generations are kept modulo 2^32; so that none is taken for another, a jump past the whole ring empties it,
+//! which is the one thing done under a lock.
 //!
 //! **Rate limit.** The generic cell rate algorithm (ITU-T I.371): one theoretical arrival time for each user.
 
@@ -19,6 +20,13 @@ use crate::{
 
 const WORD_BITS: u64 = u32::BITS as u64;
 const GENERATION_BITS: u64 = WORD_BITS * WINDOW_WORDS as u64;
+
+/// In the client guard: somebody writes the client.
+const WRITING: u64 = 1;
+/// In the client guard, with [`WRITING`]: somebody empties the replay window instead.
+const RESTARTING: u64 = 1 << 40;
+/// In the client guard: what changes with each write.
+const SEQUENCE: u64 = 0xffff_ffff;
 
 /// What the replay window says of a packet number that it accepts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -42,10 +50,15 @@ pub fn admit<M: Memory>(memory: &M, state: &StateEntry, pn: u64) -> Option<Admit
     let generation = (pn / GENERATION_BITS) as u32;
     let bit = 1_u32 << (pn % WORD_BITS);
     for _ in 0..TRIES {
+        // In this order: see the module's text, and `restart`.
         let current = memory.load(word);
         let newest = memory.load(&state.newest);
+        let restarting = memory.load(&state.client_guard) & RESTARTING != 0;
         if newest >= REPLAY_WINDOW && pn <= newest - REPLAY_WINDOW {
             return None;
+        }
+        if restarting {
+            continue;
         }
         let seen = if (current >> 32) as u32 == generation {
             current as u32
@@ -67,11 +80,41 @@ pub fn admit<M: Memory>(memory: &M, state: &StateEntry, pn: u64) -> Option<Admit
 fn raise_newest<M: Memory>(memory: &M, state: &StateEntry, pn: u64) -> Option<()> {
     for _ in 0..TRIES {
         let newest = memory.load(&state.newest);
-        if pn <= newest || memory.compare_exchange(&state.newest, newest, pn).is_ok() {
+        if pn <= newest {
+            return Some(());
+        }
+        let raised = if pn - newest < GENERATION_BITS {
+            memory.compare_exchange(&state.newest, newest, pn).is_ok()
+        } else {
+            restart(memory, state, newest, pn)
+        };
+        if raised {
             return Some(());
         }
     }
     None
+}
+
+/// Raises the newest number past the whole ring, and empties the ring. Numbers from before are too old once the newest
+/// is raised; whoever comes with a later one sees the newest raised, and then that the ring is being emptied.
+#[inline(always)]
+fn restart<M: Memory>(memory: &M, state: &StateEntry, newest: u64, pn: u64) -> bool {
+    let guard = memory.load(&state.client_guard);
+    if guard & WRITING != 0
+        || memory
+            .compare_exchange(&state.client_guard, guard, guard | WRITING | RESTARTING)
+            .is_err()
+    {
+        return false;
+    }
+    let raised = memory.compare_exchange(&state.newest, newest, pn).is_ok();
+    if raised {
+        for word in &state.window {
+            memory.store(word, 0);
+        }
+    }
+    memory.store(&state.client_guard, guard);
+    raised
 }
 
 /// Takes one packet from the user's budget, if it has one left: `burst_ns / interval_ns` at once, then one every
@@ -103,9 +146,6 @@ pub struct Client {
     /// Index of the listener that it speaks to.
     pub listener: u8,
 }
-
-const WRITING: u64 = 1;
-const SEQUENCE: u64 = 0xffff_ffff;
 
 impl Client {
     /// The user's client, if it is known and not just being written.
@@ -179,5 +219,199 @@ impl Client {
             }
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use core::{net::IpAddr, sync::atomic::AtomicUsize};
+    use std::{collections::HashSet, thread, vec::Vec};
+
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::host::HostMemory as M;
+
+    fn admits(state: &StateEntry, pn: u64) -> bool {
+        admit(&M, state, pn).is_some()
+    }
+
+    #[rstest]
+    #[case::the_newest_again(1000, 1000, false)]
+    #[case::one_older(1000, 999, true)]
+    #[case::the_oldest_in_the_window(1000, 489, true)]
+    #[case::just_too_old(1000, 488, false)]
+    #[case::zero_just_inside(511, 0, true)]
+    #[case::zero_just_outside(512, 0, false)]
+    #[case::one_word_on(1000, 1032, true)]
+    #[case::one_ring_on(1000, 2024, true)]
+    #[case::a_generation_that_looks_the_same_modulo_2_to_the_32(1000, 1000 + (1 << 42), true)]
+    #[case::the_largest(1000, u64::MAX, true)]
+    #[case::just_inside_below_the_largest(u64::MAX, u64::MAX - 511, true)]
+    #[case::just_outside_below_the_largest(u64::MAX, u64::MAX - 512, false)]
+    fn after_the_first_packet_number_the_second_is(#[case] first: u64, #[case] second: u64, #[case] admitted: bool) {
+        let state = StateEntry::default();
+        assert!(admits(&state, first));
+        assert_eq!(admits(&state, second), admitted);
+        assert!(!admits(&state, second), "twice");
+    }
+
+    /// Packet numbers that wander: mostly forward, sometimes far, often back.
+    fn wandering() -> impl Strategy<Value = Vec<u64>> {
+        let step = prop_oneof![
+            8 => -600_i64..64,
+            8 => 1_i64..4,
+            2 => 400_i64..2100,
+            1 => Just(1_i64 << 42),
+            1 => Just((1_i64 << 42) - 1024),
+        ];
+        (0_u64..1 << 50, prop::collection::vec(step, 1..400)).prop_map(|(start, steps)| {
+            let mut newest = start;
+            let mut numbers = Vec::new();
+            for step in steps {
+                let pn = newest.saturating_add_signed(step);
+                newest = newest.max(pn);
+                numbers.push(pn);
+            }
+            numbers
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_window_accepts_each_number_once_and_none_older_than_512(numbers in wandering()) {
+            let state = StateEntry::default();
+            let (mut seen, mut newest) = (HashSet::new(), 0);
+            for pn in numbers {
+                let fresh = pn.saturating_add(512) > newest && !seen.contains(&pn);
+                let admitted = admit(&M, &state, pn);
+                newest = newest.max(pn);
+                prop_assert_eq!(admitted, fresh.then_some(Admitted { newest: pn == newest }), "{} {}", pn, newest);
+                seen.insert(pn);
+            }
+        }
+
+        #[test]
+        fn the_rate_limit_admits_the_burst_at_once_and_then_the_rate(
+            interval in 100_u32..1_000_000, burst in 1_u64..50, start in 0_u64..1 << 60,
+        ) {
+            let state = StateEntry::default();
+            let burst_ns = burst * interval as u64;
+            for _ in 0..burst {
+                prop_assert!(spend(&M, &state, interval, burst_ns, start));
+            }
+            prop_assert!(!spend(&M, &state, interval, burst_ns, start));
+            prop_assert!(!spend(&M, &state, interval, burst_ns, start + interval as u64 - 1));
+            prop_assert!(spend(&M, &state, interval, burst_ns, start + interval as u64));
+            prop_assert!(!spend(&M, &state, interval, burst_ns, start + interval as u64));
+        }
+    }
+
+    #[rstest]
+    #[case::that_follow_each_other(1)]
+    #[case::that_jump_within_the_ring(700)]
+    #[case::that_jump_past_the_ring(1500)]
+    #[case::that_jump_to_look_alike(1 << 42)]
+    fn cpus_that_offer_the_same_numbers_at_once_get_each_accepted_once(#[case] stride: u64) {
+        const NUMBERS: usize = 50_000;
+        let state = StateEntry::default();
+        let accepted: Vec<AtomicUsize> = (0..NUMBERS).map(|_| AtomicUsize::new(0)).collect();
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for (nth, accepted) in accepted.iter().enumerate() {
+                        if admits(&state, nth as u64 * stride) {
+                            accepted.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        for (nth, count) in accepted.iter().enumerate() {
+            // A thread may be overtaken by more than the window: then nobody accepts, but never do two.
+            assert!(
+                count.load(core::sync::atomic::Ordering::Relaxed) <= 1,
+                "number {nth} was accepted twice"
+            );
+        }
+        assert!(
+            accepted
+                .iter()
+                .any(|count| count.load(core::sync::atomic::Ordering::Relaxed) == 1)
+        );
+    }
+
+    #[test]
+    fn cpus_that_spend_at_once_spend_the_burst_exactly() {
+        let state = StateEntry::default();
+        let spent = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        if spend(&M, &state, 1000, 5_000_000, 7) {
+                            spent.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(spent.into_inner(), 5000);
+    }
+
+    fn client(host: u8) -> Client {
+        let address: IpAddr = [203, 0, 113, host].into();
+        Client {
+            address: address.into(),
+            port: Be16::new(40000),
+            mac: Mac::new([2, 0, 0, 0, 0, host]),
+            listener: 3,
+        }
+    }
+
+    #[test]
+    fn the_client_of_the_newest_packet_is_kept() {
+        let state = StateEntry::default();
+        assert_eq!(Client::load(&M, &state), None);
+        admit(&M, &state, 10);
+        client(1).store(&M, &state, 10, 7);
+        assert_eq!(Client::load(&M, &state), Some(client(1)));
+        assert!(client(1).is_current(&M, &state, 7));
+        assert!(
+            !client(1).is_current(&M, &state, 8),
+            "checked against another blocklist"
+        );
+        assert!(!client(2).is_current(&M, &state, 7));
+        client(2).store(&M, &state, 9, 7);
+        assert_eq!(
+            Client::load(&M, &state),
+            Some(client(1)),
+            "an older packet moved the client"
+        );
+        admit(&M, &state, 11);
+        client(2).store(&M, &state, 11, 7);
+        assert_eq!(Client::load(&M, &state), Some(client(2)));
+    }
+
+    #[test]
+    fn no_reader_sees_half_of_a_client() {
+        let state = StateEntry::default();
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for pn in 1..100_000 {
+                    admit(&M, &state, pn);
+                    client(pn as u8).store(&M, &state, pn, 0);
+                }
+            });
+            while !writer.is_finished() {
+                if let Some(seen) = Client::load(&M, &state) {
+                    let host = seen.mac.bytes()[5];
+                    assert_eq!(seen, client(host));
+                }
+            }
+        });
     }
 }

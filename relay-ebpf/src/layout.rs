@@ -242,7 +242,7 @@ pub struct StateEntry {
     /// The newest packet number so far.
     pub newest: AtomicU64,
     /// Guards `client` and `client_hop`: bits 0..32 a sequence number, odd while they are being written; 32..40 the
-    /// listener's index; 40..48 zero; 48..64 the [`Control::block_generation`] that the address was checked against.
+    /// listener's index; 40 set while the window is being emptied; 48..64 the [`Control::block_generation`] that the address was checked against.
     pub client_guard: AtomicU64,
     /// The client's address, as [`Address::words`].
     pub client: [AtomicU64; 2],
