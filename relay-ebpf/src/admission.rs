@@ -108,12 +108,15 @@ fn restart<M: Memory>(memory: &M, state: &StateEntry, newest: u64, pn: u64) -> b
         return false;
     }
     let raised = memory.compare_exchange(&state.newest, newest, pn).is_ok();
+    let sequence = guard.wrapping_add(2) & SEQUENCE;
     if raised {
+        // No bits, and a number in place of the generation that no word had before: a CPU that read the word earlier
+        // must not find it as it was.
         for word in &state.window {
-            memory.store(word, 0);
+            memory.store(word, sequence << 32);
         }
     }
-    memory.store(&state.client_guard, guard);
+    memory.store(&state.client_guard, guard & !SEQUENCE | sequence);
     raised
 }
 
