@@ -14,7 +14,7 @@ use core::sync::atomic::AtomicU64;
 
 use crate::{
     layout::{REPLAY_WINDOW, StateEntry, WINDOW_WORDS},
-    platform::{Memory, TRIES},
+    platform::Memory,
     wire::{Address, Be16, Mac},
 };
 
@@ -49,7 +49,7 @@ pub fn admit<M: Memory>(memory: &M, state: &StateEntry, pn: u64) -> Option<Admit
     let word = window_word(state, pn);
     let generation = (pn / GENERATION_BITS) as u32;
     let bit = 1_u32 << (pn % WORD_BITS);
-    for _ in 0..TRIES {
+    for _ in 0..memory.tries() {
         // In this order: see the module's text, and `restart`.
         let current = memory.load(word);
         let newest = memory.load(&state.newest);
@@ -78,7 +78,7 @@ pub fn admit<M: Memory>(memory: &M, state: &StateEntry, pn: u64) -> Option<Admit
 
 #[inline(always)]
 fn raise_newest<M: Memory>(memory: &M, state: &StateEntry, pn: u64) -> Option<()> {
-    for _ in 0..TRIES {
+    for _ in 0..memory.tries() {
         let newest = memory.load(&state.newest);
         if pn <= newest {
             return Some(());
@@ -124,7 +124,7 @@ fn restart<M: Memory>(memory: &M, state: &StateEntry, newest: u64, pn: u64) -> b
 /// `interval_ns`.
 #[inline(always)]
 pub fn spend<M: Memory>(memory: &M, state: &StateEntry, interval_ns: u32, burst_ns: u64, now_ns: u64) -> bool {
-    for _ in 0..TRIES {
+    for _ in 0..memory.tries() {
         let tat = memory.load(&state.tat_ns);
         let next = if tat > now_ns { tat } else { now_ns }.wrapping_add(interval_ns as u64);
         if next.wrapping_sub(now_ns) > burst_ns {
@@ -155,7 +155,7 @@ impl Client {
     #[inline(always)]
     #[must_use]
     pub fn load<M: Memory>(memory: &M, state: &StateEntry) -> Option<Self> {
-        for _ in 0..TRIES {
+        for _ in 0..memory.tries() {
             let guard = memory.load(&state.client_guard);
             let words = [memory.load(&state.client[0]), memory.load(&state.client[1])];
             let hop = memory.load(&state.client_hop);
@@ -197,7 +197,7 @@ impl Client {
     /// Makes this the user's client, unless a packet newer than `pn` came meanwhile: that one's client counts.
     #[inline(always)]
     pub fn store<M: Memory>(&self, memory: &M, state: &StateEntry, pn: u64, block_generation: u16) {
-        for _ in 0..TRIES {
+        for _ in 0..memory.tries() {
             let guard = memory.load(&state.client_guard);
             if memory.load(&state.newest) > pn {
                 return;

@@ -2,7 +2,7 @@
 
 use crate::{
     admission::Client,
-    layout::{MAX_EGRESS, MAX_LISTENERS, Settings},
+    layout::{MAX_LISTENERS, Settings},
     platform::Platform,
     translate::{Envelope, Packet},
     verdict::Reason,
@@ -26,11 +26,11 @@ pub fn slot(settings: &Settings, address: Address, port: Be16) -> Option<u32> {
     } else {
         (&settings.egress_v6, settings.egress_v6_count)
     };
-    for index in 0..MAX_EGRESS {
+    for (index, candidate) in addresses.iter().enumerate() {
         if index >= count as usize {
             break;
         }
-        if addresses[index] == address {
+        if *candidate == address {
             return Some(index as u32 * settings.egress_ports + offset);
         }
     }

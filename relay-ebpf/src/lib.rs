@@ -20,7 +20,7 @@ pub mod uplink;
 pub mod verdict;
 pub mod wire;
 
-use layout::{Listener, MAX_LISTENERS, Settings};
+use layout::{Listener, Settings};
 use platform::Platform;
 use translate::Packet;
 use verdict::{Direction, Reason};
@@ -75,11 +75,10 @@ fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P) -> Outc
 
 #[inline(always)]
 fn listener<'a, I: Ip>(settings: &'a Settings, packet: &Packet<I>) -> Option<(&'a Listener, u8)> {
-    for index in 0..MAX_LISTENERS {
+    for (index, listener) in settings.listeners.iter().enumerate() {
         if index >= settings.listener_count as usize {
             break;
         }
-        let listener = &settings.listeners[index];
         if listener.port == packet.udp.destination && listener.address == packet.ip.destination() {
             return Some((listener, index as u8));
         }

@@ -29,7 +29,7 @@ use relay_ebpf::{
     layout::{
         Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, Settings, StateEntry, UserEntry,
     },
-    platform::{Memory, Platform},
+    platform::{Memory, Platform, TRIES},
     process,
     verdict::{Direction, Reason, Verdict},
     wire::{Address, Frame, Word},
@@ -346,6 +346,14 @@ impl Memory for Kernel {
             atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(cell.as_ptr(), current, new)
         };
         if found == current { Ok(()) } else { Err(found) }
+    }
+
+    #[inline(always)]
+    fn tries(&self) -> usize {
+        let tries: usize;
+        // SAFETY: loads a number into a register.
+        unsafe { asm!("{0} = {1}", out(reg) tries, const TRIES, options(pure, nomem, nostack, preserves_flags)) };
+        tries
     }
 
     #[inline(always)]

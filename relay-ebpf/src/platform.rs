@@ -33,6 +33,12 @@ pub trait Memory {
 
     /// Adds to the word.
     fn add(&self, cell: &AtomicU64, amount: u64);
+
+    /// [`TRIES`], possibly hidden from the compiler, so that it does not write each try out.
+    #[inline(always)]
+    fn tries(&self) -> usize {
+        TRIES
+    }
 }
 
 /// The machine: the kernel for the XDP program, vectors for the host.
