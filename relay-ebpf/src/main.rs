@@ -178,16 +178,25 @@ fn report(ctx: &XdpContext, platform: &Kernel, outcome: Outcome, bytes: u64, nth
 }
 
 /// Times one packet in so many. All of it is gone where sampling is off.
-struct Timer(Option<(*mut Latency, u64)>);
+struct Timer {
+    /// This CPU's histogram; null if this packet is not timed.
+    latency: *mut Latency,
+    start_ns: u64,
+}
 
 impl Timer {
+    const OFF: Self = Self {
+        latency: ptr::null_mut(),
+        start_ns: 0,
+    };
+
     #[inline(always)]
     fn start(settings: &Settings) -> Self {
         if settings.latency_sample == 0 {
-            return Self(None);
+            return Self::OFF;
         }
         let Some(latency) = LATENCY.get_ptr_mut(0) else {
-            return Self(None);
+            return Self::OFF;
         };
         // SAFETY: the pointer is to this CPU's element, which nothing else writes while the program runs.
         let nth = unsafe {
@@ -195,24 +204,27 @@ impl Timer {
             (*latency).packets
         };
         if nth & (settings.latency_sample as u64 - 1) != 0 {
-            return Self(None);
+            return Self::OFF;
         }
         // SAFETY: the helper takes no arguments and only reads kernel state.
-        Self(Some((latency, unsafe { bpf_ktime_get_ns() })))
+        Self {
+            latency,
+            start_ns: unsafe { bpf_ktime_get_ns() },
+        }
     }
 
     #[inline(always)]
     fn stop(self) {
-        let Some((latency, start)) = self.0 else {
+        if self.latency.is_null() {
             return;
-        };
+        }
         // SAFETY: as in `start`; the bucket's index is kept below the number of buckets.
         unsafe {
-            let took = bpf_ktime_get_ns() - start;
+            let took = bpf_ktime_get_ns() - self.start_ns;
             let bucket = bucket(took);
-            (*latency).sum_ns += took;
+            (*self.latency).sum_ns += took;
             if bucket < LATENCY_BUCKETS {
-                (*latency).buckets[bucket] += 1;
+                (*self.latency).buckets[bucket] += 1;
             }
         }
     }
@@ -247,9 +259,8 @@ struct Kernel {
 impl Kernel {
     #[inline(always)]
     fn new() -> Self {
-        let mut settings: *const Settings = &raw const SETTINGS;
-        // SAFETY: changes nothing. It hides from the compiler that these are the zeros above: the loader replaces them.
-        unsafe { asm!("/* {0} */", inout(reg) settings, options(pure, nomem, nostack, preserves_flags)) };
+        // Opaque, or the compiler takes the zeros above for granted; the loader replaces them.
+        let settings = opaque((&raw const SETTINGS).cast_mut());
         // SAFETY: points to SETTINGS, which is not written while the program is loaded.
         Self {
             settings: unsafe { &*settings },

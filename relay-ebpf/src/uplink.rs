@@ -97,7 +97,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         client.store(platform, state, token.pn(), generation);
     }
     if payload == 0 {
-        return reflect(frame, packet, mac);
+        return reflect(frame, packet, mac, settings.mac);
     }
     let envelope = address(platform, packet, &user, payload, strip(travelled))?;
     envelope.apply(frame, packet).ok_or(Reason::Truncated)?;
@@ -183,8 +183,7 @@ fn egress(settings: &Settings, user: &User, destination: Address) -> Option<Addr
 
 /// Sends the packet back to where it came from, token and all.
 #[inline(always)]
-fn reflect<F: Frame, I: Ip>(frame: &mut F, packet: &Packet<I>, sender: Mac) -> Result<Reason, Reason> {
-    let mac = ethernet::destination(frame).ok_or(Reason::Truncated)?;
+fn reflect<F: Frame, I: Ip>(frame: &mut F, packet: &Packet<I>, sender: Mac, mac: Mac) -> Result<Reason, Reason> {
     let envelope = Envelope {
         ip: Rewrite {
             source: packet.ip.destination(),

@@ -24,12 +24,6 @@ pub fn source<F: Frame>(frame: &F) -> Option<Mac> {
     ))
 }
 
-/// The receiver's address.
-#[inline(always)]
-pub fn destination<F: Frame>(frame: &F) -> Option<Mac> {
-    frame.read(0).map(|word| Mac::from_word(u64::from_le(word)))
-}
-
 /// Writes the header at the front of the frame.
 #[inline(always)]
 pub fn emit<F: Frame>(frame: &mut F, destination: Mac, source: Mac, ethertype: Be16) -> Option<()> {
