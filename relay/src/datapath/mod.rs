@@ -1,6 +1,10 @@
 //! The kernel's side of the relay: loading, attaching, pinning and upgrading the XDP program, typed handles on its
 //! maps, and the next hops of the destinations.
 
+pub mod maps;
+pub mod mmap;
+pub mod program;
+
 use std::{net::SocketAddr, time::Duration};
 
 use ipnet::IpNet;

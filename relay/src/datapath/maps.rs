@@ -1,0 +1,209 @@
+//! Typed handles on the program's maps.
+
+use std::io;
+
+use aya::{
+    Ebpf,
+    maps::{LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+};
+use relay_ebpf::{
+    layout::{Control, DestinationEntry, LATENCY_BUCKETS, Latency, StateEntry, UserEntry, map},
+    verdict::{Direction, Reason},
+    wire::Address,
+};
+
+use super::{
+    Counter,
+    mmap::{Entry, Mapped},
+};
+
+/// Why a map could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapsError {
+    /// The object has no such map, or one of another kind.
+    #[error("the program has no usable map {name}: it was not built from this version's sources")]
+    Missing {
+        /// The map.
+        name: &'static str,
+    },
+    /// `mmap` failed.
+    #[error("mapping {name} into memory: {source}")]
+    Mmap {
+        /// The map.
+        name: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A map operation failed.
+    #[error("{action} {name}: {source}")]
+    Operation {
+        /// What was tried.
+        action: &'static str,
+        /// The map.
+        name: &'static str,
+        /// What the kernel said.
+        source: MapError,
+    },
+}
+
+/// Latency in words, as the per-CPU array holds it.
+type LatencyWords = [u64; 2 + LATENCY_BUCKETS];
+
+/// The maps of one loaded program. Entries of users, states and destinations are plain memory shared with it.
+pub struct Maps {
+    users: Mapped<UserEntry>,
+    states: Mapped<StateEntry>,
+    destinations: Mapped<DestinationEntry>,
+    control: Mapped<Control>,
+    counters: PerCpuArray<MapData, [u64; 2]>,
+    latency: PerCpuArray<MapData, LatencyWords>,
+    blocklist: LpmTrie<MapData, [u32; 4], u32>,
+    events: Option<RingBuf<MapData>>,
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf, max_users: u32, max_destinations: u32) -> Result<Self, MapsError> {
+        Ok(Self {
+            users: mapped(ebpf, map::USERS, max_users)?,
+            states: mapped(ebpf, map::STATES, max_users)?,
+            destinations: mapped(ebpf, map::DESTINATIONS, max_destinations)?,
+            control: mapped(ebpf, map::CONTROL, 1)?,
+            counters: typed(ebpf, map::COUNTERS)?,
+            latency: typed(ebpf, map::LATENCY)?,
+            blocklist: typed(ebpf, map::BLOCKLIST)?,
+            events: Some(typed(ebpf, map::EVENTS)?),
+        })
+    }
+
+    /// Users, by slot.
+    #[must_use]
+    pub fn users(&self) -> &[UserEntry] {
+        &self.users
+    }
+
+    /// Users' states, by slot.
+    #[must_use]
+    pub fn states(&self) -> &[StateEntry] {
+        &self.states
+    }
+
+    /// Destinations, by index.
+    #[must_use]
+    pub fn destinations(&self) -> &[DestinationEntry] {
+        &self.destinations
+    }
+
+    /// What changes while the program runs.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        &self.control[0]
+    }
+
+    /// All counters, summed over CPUs, in the order of directions and reasons.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn counters(&self) -> Result<Vec<Counter>, MapsError> {
+        let mut counters = Vec::with_capacity(Direction::ALL.len() * Reason::ALL.len());
+        for direction in Direction::ALL {
+            for reason in Reason::ALL {
+                let values = self
+                    .counters
+                    .get(&reason.counter(direction), 0)
+                    .map_err(reading(map::COUNTERS))?;
+                let sum = |i: usize| values.iter().map(|value| value[i]).sum();
+                counters.push(Counter {
+                    direction,
+                    reason,
+                    packets: sum(0),
+                    bytes: sum(1),
+                });
+            }
+        }
+        Ok(counters)
+    }
+
+    /// The latency histogram, summed over CPUs.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn latency(&self) -> Result<Latency, MapsError> {
+        let values = self.latency.get(&0, 0).map_err(reading(map::LATENCY))?;
+        let mut sum = Latency::default();
+        for [packets, sum_ns, buckets @ ..] in values.iter() {
+            sum.packets += packets;
+            sum.sum_ns += sum_ns;
+            for (total, samples) in sum.buckets.iter_mut().zip(buckets) {
+                *total += samples;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Adds a prefix of an address to the blocklist. `length` counts as in
+    /// [`PrefixKey`](relay_ebpf::layout::PrefixKey). The program takes notice when
+    /// [`Control::block_generation`] changes.
+    ///
+    /// # Errors
+    /// If the list is full.
+    pub fn block(&mut self, address: Address, length: u32) -> Result<(), MapsError> {
+        let key = Key::new(length, address.0);
+        self.blocklist
+            .insert(&key, 1, 0)
+            .map_err(|source| MapsError::Operation {
+                action: "adding a prefix to",
+                name: map::BLOCKLIST,
+                source,
+            })
+    }
+
+    /// Takes a prefix off the blocklist.
+    ///
+    /// # Errors
+    /// If it is not on it.
+    pub fn unblock(&mut self, address: Address, length: u32) -> Result<(), MapsError> {
+        let key = Key::new(length, address.0);
+        self.blocklist.remove(&key).map_err(|source| MapsError::Operation {
+            action: "removing a prefix from",
+            name: map::BLOCKLIST,
+            source,
+        })
+    }
+
+    /// The prefixes on the blocklist: addresses and lengths.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn blocked(&self) -> Result<Vec<(Address, u32)>, MapsError> {
+        let key = |key: Key<[u32; 4]>| (Address(key.data()), key.prefix_len());
+        let keys: Result<Vec<_>, _> = self.blocklist.keys().map(|found| found.map(key)).collect();
+        keys.map_err(reading(map::BLOCKLIST))
+    }
+
+    /// The ring of drop events, once: whoever takes it reads it.
+    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.events.take()
+    }
+}
+
+fn reading(name: &'static str) -> impl FnOnce(MapError) -> MapsError {
+    move |source| MapsError::Operation {
+        action: "reading",
+        name,
+        source,
+    }
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, MapsError> {
+    let map = ebpf.take_map(name).ok_or(MapsError::Missing { name })?;
+    T::try_from(map).map_err(|_| MapsError::Missing { name })
+}
+
+fn mapped<E: Entry>(ebpf: &mut Ebpf, name: &'static str, entries: u32) -> Result<Mapped<E>, MapsError> {
+    match ebpf.take_map(name) {
+        Some(Map::Array(data)) => Mapped::new(data.fd(), entries).map_err(|source| MapsError::Mmap { name, source }),
+        _ => Err(MapsError::Missing { name }),
+    }
+}
