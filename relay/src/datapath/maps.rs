@@ -1,13 +1,13 @@
 //! Typed handles on the program's maps.
 
-use std::io;
+use std::{io, path::Path};
 
 use aya::{
     Ebpf,
-    maps::{LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{Array, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, LATENCY_BUCKETS, Latency, StateEntry, UserEntry, map},
+    layout::{Control, DestinationEntry, LATENCY_BUCKETS, LAYOUT_VERSION, Latency, StateEntry, UserEntry, map},
     verdict::{Direction, Reason},
     wire::Address,
 };
@@ -15,6 +15,7 @@ use relay_ebpf::{
 use super::{
     Counter,
     mmap::{Entry, Mapped},
+    program::PINNED_MAPS,
 };
 
 /// Why a map could not be used.
@@ -60,12 +61,27 @@ pub struct Maps {
     latency: PerCpuArray<MapData, LatencyWords>,
     blocklist: LpmTrie<MapData, [u32; 4], u32>,
     events: Option<RingBuf<MapData>>,
+    /// The kernel's ids of all these maps, by name.
+    ids: Vec<(&'static str, u32)>,
 }
 
 impl Maps {
     /// Takes the maps out of a loaded object.
     pub(super) fn take(ebpf: &mut Ebpf, max_users: u32, max_destinations: u32) -> Result<Self, MapsError> {
+        let ids = PINNED_MAPS
+            .iter()
+            .map(|name| Ok((*name, id(ebpf, name)?)))
+            .collect::<Result<_, MapsError>>()?;
+        let mut layout: Array<MapData, u32> = typed(ebpf, map::LAYOUT)?;
+        layout
+            .set(0, LAYOUT_VERSION, 0)
+            .map_err(|source| MapsError::Operation {
+                action: "writing",
+                name: map::LAYOUT,
+                source,
+            })?;
         Ok(Self {
+            ids,
             users: mapped(ebpf, map::USERS, max_users)?,
             states: mapped(ebpf, map::STATES, max_users)?,
             destinations: mapped(ebpf, map::DESTINATIONS, max_destinations)?,
@@ -75,6 +91,28 @@ impl Maps {
             blocklist: typed(ebpf, map::BLOCKLIST)?,
             events: Some(typed(ebpf, map::EVENTS)?),
         })
+    }
+
+    /// Pins every map under its name in `dir`, for another load of the program to find.
+    ///
+    /// # Errors
+    /// If the kernel refuses: `dir` is not on a bpffs, or the names are taken.
+    pub(super) fn pin(&self, dir: &Path) -> Result<(), MapsError> {
+        for (name, id) in &self.ids {
+            let operation = |source| MapsError::Operation {
+                action: "pinning",
+                name,
+                source,
+            };
+            let data = MapData::from_id(*id).map_err(operation)?;
+            data.pin(dir.join(name)).map_err(|error| {
+                operation(MapError::PinError {
+                    name: Some((*name).to_owned()),
+                    error,
+                })
+            })?;
+        }
+        Ok(())
     }
 
     /// Users, by slot.
@@ -186,6 +224,14 @@ impl Maps {
     pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
         self.events.take()
     }
+}
+
+fn id(ebpf: &Ebpf, name: &'static str) -> Result<u32, MapsError> {
+    let data = match ebpf.map(name) {
+        Some(Map::Array(data) | Map::PerCpuArray(data) | Map::LpmTrie(data) | Map::RingBuf(data)) => data,
+        _ => return Err(MapsError::Missing { name }),
+    };
+    data.info().map(|info| info.id()).map_err(reading(name))
 }
 
 fn reading(name: &'static str) -> impl FnOnce(MapError) -> MapsError {

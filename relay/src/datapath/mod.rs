@@ -1,21 +1,74 @@
 //! The kernel's side of the relay: loading, attaching, pinning and upgrading the XDP program, typed handles on its
 //! maps, and the next hops of the destinations.
 
+pub mod attach;
+pub mod clock;
+pub mod events;
+pub mod interface;
 pub mod maps;
 pub mod mmap;
+pub mod next_hops;
 pub mod program;
+pub mod publish;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use ipnet::IpNet;
-use relay_ebpf::verdict::{Direction, Reason};
+use relay_ebpf::{
+    admission::Client,
+    host::HostMemory,
+    layout::{Latency, Listener, NextHop, Settings},
+    platform::Memory as _,
+    token,
+    verdict::{Direction, Reason},
+    wire::{Address, Be16},
+};
+use tokio::sync::Notify;
 
+use self::{
+    attach::{AttachError, Attachment, Pins},
+    clock::{Clock, ClockError},
+    events::Drops,
+    interface::{Interface, InterfaceError},
+    maps::MapsError,
+    next_hops::{NextHopError, NextHops, Targets},
+    program::{LoadError, LoadOptions, Loaded},
+    publish::{Numbering, PublishError, Publisher},
+};
 use crate::config::{Config, XdpMode};
 
-/// Why the datapath could not start or change. Each variant's message says what was tried and what to do.
+/// Why the datapath could not start or change. Each message says what was tried and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum DatapathError {}
+pub enum DatapathError {
+    /// The interface.
+    #[error(transparent)]
+    Interface(#[from] InterfaceError),
+    /// Loading.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Attaching and pins.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The clock.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
+    /// Publishing.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// The maps.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    /// Next hops.
+    #[error(transparent)]
+    NextHops(#[from] NextHopError),
+}
 
 /// A user as the program knows it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -82,66 +135,375 @@ pub struct PublishReport {
 }
 
 /// The loaded and attached data plane of one relay. All methods take `&self`: it is shared by the admin API, the
-/// metrics and the neighbour task.
-#[derive(Debug)]
-pub struct Datapath {}
+/// metrics and the next-hop task.
+pub struct Datapath {
+    interface: Interface,
+    pins: Option<Pins>,
+    published: Notify,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    loaded: Loaded,
+    publisher: Publisher,
+    attachment: Option<Attachment>,
+    wanted_mode: XdpMode,
+}
 
 impl Datapath {
-    /// Loads the program with this configuration, adopts or creates the maps, and resolves the interface. Nothing is
-    /// attached yet: publish the users first, then [`attach`](Self::attach).
-    pub fn load(_config: &Config, _header_key: Option<[u8; 16]>) -> Result<Self, DatapathError> {
-        todo!()
+    /// Loads the program with this configuration, and adopts pinned maps or makes new ones. Nothing is attached yet:
+    /// publish the users first, then [`attach`](Self::attach).
+    ///
+    /// # Errors
+    /// See [`DatapathError`]; what another process attached or pinned is as it was.
+    pub fn load(config: &Config, header_key: Option<[u8; 16]>) -> Result<Self, DatapathError> {
+        let interface = Interface::read(&config.interface)?;
+        let tick = clock::tick()?;
+        let settings = settings(config, &interface, header_key, tick);
+        let pins = match config.xdp_persist {
+            true => Some(Pins::open(&config.xdp_pin_dir, config.max_users, interface.index)?),
+            false => None,
+        };
+        let mut loaded = Loaded::new(&LoadOptions {
+            settings,
+            pins: pins.as_ref().map(Pins::dir),
+        })?;
+        let clock = Clock::read(loaded.clock()?, tick)?;
+        let publisher = Publisher::adopt(&loaded.maps, numbering(config, tick), clock);
+        let inner = Inner {
+            loaded,
+            publisher,
+            attachment: None,
+            wanted_mode: config.xdp_mode,
+        };
+        Ok(Self {
+            interface,
+            pins,
+            published: Notify::new(),
+            inner: Mutex::new(inner),
+        })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // A panic elsewhere leaves the maps as they are, which every method copes with.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The interface that the program is for.
+    #[must_use]
+    pub fn interface(&self) -> &Interface {
+        &self.interface
     }
 
     /// Attaches the program, or replaces the one on the pinned link; packets are relayed from here on. Returns the
     /// mode in force.
+    ///
+    /// # Errors
+    /// See [`AttachError`].
     pub fn attach(&self) -> Result<XdpMode, DatapathError> {
-        todo!()
+        let inner = &mut *self.inner();
+        let program = inner.loaded.program()?;
+        let attachment = Attachment::new(
+            program,
+            &self.interface.name,
+            self.interface.index,
+            inner.wanted_mode,
+            self.pins.as_ref(),
+        )?;
+        let mode = attachment.mode();
+        inner.attachment = Some(attachment);
+        Ok(mode)
+    }
+
+    /// The mode in force, once attached.
+    #[must_use]
+    pub fn mode(&self) -> Option<XdpMode> {
+        self.inner().attachment.as_ref().map(Attachment::mode)
+    }
+
+    /// Puts the program with another configuration in place of the running one, between two packets, on the same maps.
+    /// Interface, `max_users` and `xdp` stay as they were at [`load`](Self::load). Publish all users afterwards.
+    ///
+    /// # Errors
+    /// See [`DatapathError`]; then the running program goes on as it was.
+    pub fn reload(&self, config: &Config, header_key: Option<[u8; 16]>) -> Result<(), DatapathError> {
+        let tick = clock::tick()?;
+        let settings = settings(config, &self.interface, header_key, tick);
+        let inner = &mut *self.inner();
+        let mut loaded = match &self.pins {
+            Some(pins) => Loaded::new(&LoadOptions {
+                settings,
+                pins: Some(pins.dir()),
+            })?,
+            None => {
+                let dir = attach::passing_folder()?;
+                let loaded = inner.loaded.maps.pin(&dir).map_err(DatapathError::from).and_then(|()| {
+                    Loaded::new(&LoadOptions {
+                        settings,
+                        pins: Some(&dir),
+                    })
+                    .map_err(DatapathError::from)
+                });
+                Pins::remove(&dir)?;
+                loaded?
+            }
+        };
+        if let Some(attachment) = &mut inner.attachment {
+            attachment.replace(loaded.program()?, &self.interface.name)?;
+        }
+        inner.loaded = loaded;
+        inner.publisher.renumber(numbering(config, tick));
+        Ok(())
     }
 
     /// Makes exactly `users` the published ones. State of users whose salt and key are unchanged is kept.
-    pub fn publish_all(&self, _users: &[PublishedUser]) -> Result<PublishReport, DatapathError> {
-        todo!()
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn publish_all(&self, users: &[PublishedUser]) -> Result<PublishReport, DatapathError> {
+        let Inner { loaded, publisher, .. } = &mut *self.inner();
+        let report = publisher.publish_all(&loaded.maps, users)?;
+        self.published.notify_one();
+        Ok(report)
     }
 
-    /// Publishes one user, replacing whoever had the slot.
-    pub fn publish(&self, _user: &PublishedUser) -> Result<(), DatapathError> {
-        todo!()
+    /// Publishes these users, replacing whoever had their slots.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn publish(&self, users: &[PublishedUser]) -> Result<(), DatapathError> {
+        let Inner { loaded, publisher, .. } = &mut *self.inner();
+        publisher.publish(&loaded.maps, users)?;
+        self.published.notify_one();
+        Ok(())
     }
 
     /// Takes a user out: no packet finds it from now on.
-    pub fn remove(&self, _slot: u32) {
-        todo!()
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn remove(&self, slot: u32) -> Result<(), DatapathError> {
+        let Inner { loaded, publisher, .. } = &mut *self.inner();
+        Ok(publisher.remove(&loaded.maps, slot)?)
     }
 
-    /// The recorded state of a slot.
-    pub fn user_state(&self, _slot: u32) -> UserState {
-        todo!()
+    /// Publishes expiries again whenever the wall clock was set, until the future is dropped.
+    ///
+    /// # Errors
+    /// If the clocks cannot be read.
+    pub async fn follow_wall_clock(&self) -> Result<(), DatapathError> {
+        let mut ahead_ns = clock::wall_ahead_ns()?;
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            ticks.tick().await;
+            let now_ahead_ns = clock::wall_ahead_ns()?;
+            if (now_ahead_ns - ahead_ns).unsigned_abs() > clock::STEP.as_nanos() {
+                tracing::info!("the wall clock was set: publishing expiries again");
+                let Inner { loaded, publisher, .. } = &mut *self.inner();
+                publisher.republish_expiries(&loaded.maps)?;
+                ahead_ns = now_ahead_ns;
+            }
+        }
+    }
+
+    /// The recorded state of a slot; all zero for one that does not exist.
+    #[must_use]
+    pub fn user_state(&self, slot: u32) -> UserState {
+        let inner = self.inner();
+        let Some(state) = inner.loaded.maps.states().get(slot as usize) else {
+            return UserState::default();
+        };
+        let client = Client::load(&HostMemory, state);
+        UserState {
+            client: client.map(|client| SocketAddr::new(client.address.into(), client.port.get())),
+            newest: HostMemory.load(&state.newest),
+            uplink_packets: HostMemory.load(&state.uplink_packets),
+            uplink_bytes: HostMemory.load(&state.uplink_bytes),
+            downlink_packets: HostMemory.load(&state.downlink_packets),
+            downlink_bytes: HostMemory.load(&state.downlink_bytes),
+        }
     }
 
     /// Whether the next hop towards `destination` is known.
-    pub fn is_resolved(&self, _destination: SocketAddr) -> bool {
-        todo!()
+    #[must_use]
+    pub fn is_resolved(&self, destination: SocketAddr) -> bool {
+        let inner = self.inner();
+        let index = inner.publisher.destination(destination);
+        let entry = index.and_then(|index| inner.loaded.maps.destinations().get(index as usize));
+        entry.is_some_and(|entry| entry.next_hop(&HostMemory).is_some())
     }
 
-    /// Replaces the blocklist.
-    pub fn set_blocklist(&self, _prefixes: &[IpNet]) -> Result<(), DatapathError> {
-        todo!()
+    /// Destinations in use: how many there are, and how many of them are unresolved.
+    #[must_use]
+    pub fn destinations(&self) -> (usize, usize) {
+        let inner = self.inner();
+        let entries = inner.loaded.maps.destinations();
+        inner
+            .publisher
+            .destinations()
+            .fold((0, 0), |(all, unresolved), (_, index)| {
+                let resolved = entries[index as usize].next_hop(&HostMemory).is_some();
+                (all + 1, unresolved + usize::from(!resolved))
+            })
+    }
+
+    /// Makes exactly `prefixes` the blocklist.
+    ///
+    /// # Errors
+    /// If it is full; then part of the new prefixes are on it.
+    pub fn set_blocklist(&self, prefixes: &[IpNet]) -> Result<(), DatapathError> {
+        let wanted: HashSet<(Address, u32)> = prefixes.iter().map(prefix_key).collect();
+        let maps = &mut self.inner().loaded.maps;
+        let found: HashSet<(Address, u32)> = maps.blocked()?.into_iter().collect();
+        if wanted == found && (wanted.is_empty() == (HostMemory.load(&maps.control().block_generation) == 0)) {
+            return Ok(());
+        }
+        for (address, length) in wanted.difference(&found) {
+            maps.block(*address, *length)?;
+        }
+        for (address, length) in found.difference(&wanted) {
+            maps.unblock(*address, *length)?;
+        }
+        let generation = &maps.control().block_generation;
+        let next = match wanted.is_empty() {
+            true => 0,
+            false => HostMemory.load(generation) % u64::from(u16::MAX) + 1,
+        };
+        HostMemory.store(generation, next);
+        Ok(())
     }
 
     /// All counters, every direction and reason.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
     pub fn counters(&self) -> Result<Vec<Counter>, DatapathError> {
-        todo!()
+        Ok(self.inner().loaded.maps.counters()?)
+    }
+
+    /// The latency histogram.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn latency(&self) -> Result<Latency, DatapathError> {
+        Ok(self.inner().loaded.maps.latency()?)
+    }
+
+    /// The stream of sampled drops, once.
+    #[must_use]
+    pub fn drops(&self) -> Option<Drops> {
+        let ring = self.inner().loaded.maps.take_events()?;
+        Drops::new(ring)
+            .inspect_err(|error| tracing::warn!(%error, "sampled drops cannot be read"))
+            .ok()
     }
 
     /// Follows routes and neighbours until the future is dropped: resolves the destinations of published users, asks
     /// for unresolved ones, writes moved next hops.
+    ///
+    /// # Errors
+    /// If the kernel ends the subscription.
     pub async fn follow_next_hops(&self) -> Result<(), DatapathError> {
-        todo!()
+        let interface = &self.interface;
+        Ok(NextHops::follow(&interface.name, interface.index, interface.mtu, self).await?)
     }
 
     /// Detaches the program and removes the pins.
+    ///
+    /// # Errors
+    /// If a pin cannot be removed.
     pub fn detach(&self) -> Result<(), DatapathError> {
-        todo!()
+        self.inner().attachment = None;
+        if let Some(pins) = &self.pins {
+            Pins::remove(pins.dir())?;
+        }
+        Ok(())
     }
+}
+
+impl Targets for Datapath {
+    fn addresses(&self) -> HashSet<IpAddr> {
+        self.inner().publisher.destinations().map(|(to, _)| to.ip()).collect()
+    }
+
+    fn set_next_hop(&self, address: IpAddr, hop: Option<NextHop>) {
+        let inner = self.inner();
+        let entries = inner.loaded.maps.destinations();
+        for index in inner.publisher.entries(address) {
+            entries[*index as usize].set_next_hop(&HostMemory, hop);
+        }
+    }
+
+    fn published(&self) -> &Notify {
+        &self.published
+    }
+}
+
+/// Detaches what a relay left attached and pinned in `dir`, without it. Returns whether there was anything.
+///
+/// # Errors
+/// See [`AttachError`].
+pub fn detach_pins(dir: &Path) -> Result<bool, AttachError> {
+    Pins::remove(dir)
+}
+
+fn prefix_key(prefix: &IpNet) -> (Address, u32) {
+    let bits = match prefix {
+        IpNet::V4(v4) => 96 + v4.prefix_len(),
+        IpNet::V6(v6) => v6.prefix_len(),
+    };
+    (Address::from(prefix.network()), u32::from(bits))
+}
+
+fn egress_ports(config: &Config) -> u32 {
+    u32::from(config.last_egress_port) - u32::from(config.first_egress_port) + 1
+}
+
+fn numbering(config: &Config, tick: Duration) -> Numbering {
+    let v4_addresses = config.egress.iter().filter(|address| address.is_ipv4()).count() as u32;
+    Numbering {
+        first_port: config.first_egress_port,
+        ports: egress_ports(config),
+        v4_addresses,
+        v6_addresses: config.egress.len() as u32 - v4_addresses,
+        tick_ns: tick.as_nanos() as u64,
+    }
+}
+
+fn settings(config: &Config, interface: &Interface, header_key: Option<[u8; 16]>, tick: Duration) -> Settings {
+    let numbering = numbering(config, tick);
+    let mut settings = Settings {
+        tick_ns: numbering.tick_ns,
+        relay_id: config.relay_id,
+        max_users: config.max_users,
+        max_destinations: config.max_users,
+        listener_count: config.listen.len() as u32,
+        egress_v4_count: numbering.v4_addresses,
+        egress_v6_count: numbering.v6_addresses,
+        first_egress_port: u32::from(config.first_egress_port),
+        egress_ports: numbering.ports,
+        drop_unmatched: u32::from(config.drop_unmatched),
+        latency_sample: config.latency_sample,
+        event_sample: config.drop_sample,
+        mtu: interface.mtu,
+        mac: interface.mac,
+        ..Settings::default()
+    };
+    for (listener, endpoint) in settings.listeners.iter_mut().zip(&config.listen) {
+        *listener = Listener {
+            header_key: header_key.map_or([0; 2], |key| token::key(&key)),
+            address: endpoint.ip().into(),
+            port: Be16::new(endpoint.port()),
+            protected: u8::from(header_key.is_some()),
+            ..Listener::default()
+        };
+    }
+    let of_family = |v4: bool| config.egress.iter().filter(move |address| address.is_ipv4() == v4);
+    for (slot, address) in settings.egress_v4.iter_mut().zip(of_family(true)) {
+        *slot = Address::from(*address);
+    }
+    for (slot, address) in settings.egress_v6.iter_mut().zip(of_family(false)) {
+        *slot = Address::from(*address);
+    }
+    settings
 }

@@ -1,0 +1,385 @@
+//! Users in the maps: what the program finds by a token's slot.
+//!
+//! A slot changes hands in this order: its handle is cleared; packets in flight are waited out; the fields are written
+//! and the state is zeroed; the handle is written. So a packet finds the old user, none, or the new one.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+use nix::errno::Errno;
+use relay_ebpf::{
+    host::HostMemory,
+    layout::{StateEntry, User, UserEntry},
+    platform::Memory as _,
+    token,
+    wire::{Address, Be16},
+};
+
+use super::{
+    PublishReport, PublishedUser,
+    clock::{Clock, ClockError},
+    maps::Maps,
+};
+
+/// Why users could not be published.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// A slot past the end of the map.
+    #[error("slot {slot} does not exist: the maps have {max_users} slots (max_users)")]
+    NoSlot {
+        /// The slot.
+        slot: u32,
+        /// How many there are.
+        max_users: usize,
+    },
+    /// No entry is free in `dest_map`.
+    #[error("no room for destination {0}: every entry of dest_map is in use")]
+    NoDestination(SocketAddr),
+    /// A destination of a family without an egress address.
+    #[error("{0} cannot be reached: the relay has no egress address of its family (`egress` in relay.toml)")]
+    NoEgress(SocketAddr),
+    /// The clock cannot be read.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
+    /// Packets in flight cannot be waited out.
+    #[error("waiting for packets in flight (membarrier): {0}")]
+    Barrier(Errno),
+}
+
+/// How slots map to egress addresses and ports, and what a user may not fall below.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Numbering {
+    /// First egress port.
+    pub first_port: u16,
+    /// Egress ports of each address.
+    pub ports: u32,
+    /// IPv4 egress addresses.
+    pub v4_addresses: u32,
+    /// IPv6 egress addresses.
+    pub v6_addresses: u32,
+    /// Length of the clock's tick.
+    pub tick_ns: u64,
+}
+
+impl Numbering {
+    /// Index of the egress address in its family's list, and egress port, of a slot.
+    #[must_use]
+    pub fn egress(&self, slot: u32) -> (u16, u16) {
+        ((slot / self.ports) as u16, self.first_port + (slot % self.ports) as u16)
+    }
+
+    /// The rate limit in the program's terms: nanoseconds a packet, and nanoseconds that may be spent at once. The
+    /// clock stands still for one tick, so at least one tick's worth of packets may come at once.
+    #[must_use]
+    pub fn limit(&self, rate: u32, burst: u32) -> (u32, u64) {
+        let rate = u64::from(rate.max(1));
+        let interval_ns = ((1_000_000_000 + rate / 2) / rate).max(1);
+        let burst = u64::from(burst).max(self.tick_ns.div_ceil(interval_ns));
+        (u32::try_from(interval_ns).unwrap_or(u32::MAX), burst * interval_ns)
+    }
+}
+
+/// Which entry of `dest_map` each destination has, and how many users it has.
+#[derive(Debug, Default)]
+struct Destinations {
+    index: HashMap<SocketAddr, (u32, u32)>,
+    by_index: HashMap<u32, SocketAddr>,
+    /// All entries of one address, whatever the port: they share a next hop.
+    by_address: HashMap<IpAddr, Vec<u32>>,
+    /// Where to look for the next free entry.
+    next: u32,
+}
+
+impl Destinations {
+    fn insert(&mut self, to: SocketAddr, index: u32, users: u32) {
+        if let Some(former) = self.by_index.insert(index, to) {
+            self.index.remove(&former);
+            if let Some(entries) = self.by_address.get_mut(&former.ip()) {
+                entries.retain(|entry| *entry != index);
+            }
+        }
+        self.index.insert(to, (index, users));
+        self.by_address.entry(to.ip()).or_default().push(index);
+    }
+}
+
+/// The writer's side of the maps.
+#[derive(Debug)]
+pub struct Publisher {
+    numbering: Numbering,
+    clock: Clock,
+    destinations: Destinations,
+    /// Who has each slot, for the destinations they hold.
+    users: HashMap<u32, PublishedUser>,
+}
+
+impl Publisher {
+    /// A publisher for maps in which others may have published before: their destinations keep their entries.
+    #[must_use]
+    pub fn adopt(maps: &Maps, numbering: Numbering, clock: Clock) -> Self {
+        let mut destinations = Destinations::default();
+        for (index, entry) in maps.destinations().iter().enumerate() {
+            let (address, port) = entry.endpoint(&HostMemory);
+            if address != Address::default() {
+                let endpoint = SocketAddr::new(address.into(), port.get());
+                destinations.insert(endpoint, index as u32, 0);
+            }
+        }
+        Self {
+            numbering,
+            clock,
+            destinations,
+            users: HashMap::new(),
+        }
+    }
+
+    /// Takes over other settings; users must be published again.
+    pub fn renumber(&mut self, numbering: Numbering) {
+        self.numbering = numbering;
+    }
+
+    /// Destinations in use, and their entries.
+    pub fn destinations(&self) -> impl Iterator<Item = (SocketAddr, u32)> + '_ {
+        self.destinations
+            .index
+            .iter()
+            .filter(|(_, (_, users))| *users > 0)
+            .map(|(to, (index, _))| (*to, *index))
+    }
+
+    /// The entries of an address, whatever the port.
+    #[must_use]
+    pub fn entries(&self, address: IpAddr) -> &[u32] {
+        self.destinations.by_address.get(&address).map_or(&[], Vec::as_slice)
+    }
+
+    /// The entry of a destination in use.
+    #[must_use]
+    pub fn destination(&self, to: SocketAddr) -> Option<u32> {
+        self.destinations.index.get(&to).map(|(index, _)| *index)
+    }
+
+    /// Makes exactly `users` the published ones.
+    ///
+    /// # Errors
+    /// Before anything is changed: a slot or destination that cannot be. See [`PublishError`].
+    pub fn publish_all(&mut self, maps: &Maps, users: &[PublishedUser]) -> Result<PublishReport, PublishError> {
+        let start = Instant::now();
+        for user in users {
+            self.check(maps, user)?;
+        }
+        let mut wanted = vec![false; maps.users().len()];
+        for user in users {
+            wanted[user.slot as usize] = true;
+        }
+        let mut report = PublishReport {
+            users: users.len(),
+            ..PublishReport::default()
+        };
+        for (slot, entry) in maps.users().iter().enumerate() {
+            if !wanted[slot] && entry.get(&HostMemory).is_some() {
+                entry.clear(&HostMemory);
+                self.release(slot as u32);
+                report.removed += 1;
+            }
+        }
+        (report.written, report.kept) = self.publish(maps, users)?;
+        report.took = start.elapsed();
+        Ok(report)
+    }
+
+    /// Publishes these users, replacing whoever has their slots; returns how many were written anew, and how many
+    /// kept their state because salt and key are theirs already.
+    ///
+    /// # Errors
+    /// See [`PublishError`]; the users before the one at fault are published.
+    pub fn publish(&mut self, maps: &Maps, users: &[PublishedUser]) -> Result<(usize, usize), PublishError> {
+        let mut changing = Vec::with_capacity(users.len());
+        let mut in_flight = false;
+        let mut kept = 0;
+        for user in users {
+            self.check(maps, user)?;
+            let fields = self.fields(maps, user)?;
+            let entry = &maps.users()[user.slot as usize];
+            match entry.get(&HostMemory) {
+                Some(old) if old.salt == fields.salt && old.key == fields.key => {
+                    entry.write_fields(&HostMemory, &fields);
+                    kept += 1;
+                }
+                Some(_) => {
+                    entry.clear(&HostMemory);
+                    in_flight = true;
+                    changing.push((user.slot, fields));
+                }
+                None => changing.push((user.slot, fields)),
+            }
+        }
+        if in_flight {
+            wait_for_packets_in_flight()?;
+        }
+        for (slot, fields) in &changing {
+            let (entry, state) = (&maps.users()[*slot as usize], &maps.states()[*slot as usize]);
+            write(entry, state, fields);
+        }
+        Ok((changing.len(), kept))
+    }
+
+    /// Takes the user out of a slot, if there is one.
+    ///
+    /// # Errors
+    /// [`PublishError::NoSlot`].
+    pub fn remove(&mut self, maps: &Maps, slot: u32) -> Result<(), PublishError> {
+        let max_users = maps.users().len();
+        let entry = maps
+            .users()
+            .get(slot as usize)
+            .ok_or(PublishError::NoSlot { slot, max_users })?;
+        entry.clear(&HostMemory);
+        // Its next user must not meet what this one's packets in flight still write.
+        wait_for_packets_in_flight()?;
+        self.release(slot);
+        Ok(())
+    }
+
+    /// Publishes all expiries again, after the wall clock was set.
+    ///
+    /// # Errors
+    /// If the clocks cannot be read.
+    pub fn republish_expiries(&mut self, maps: &Maps) -> Result<(), PublishError> {
+        let expiring: Vec<PublishedUser> = self
+            .users
+            .values()
+            .filter(|user| user.expires_at.is_some())
+            .cloned()
+            .collect();
+        self.publish(maps, &expiring).map(|_| ())
+    }
+
+    fn check(&self, maps: &Maps, user: &PublishedUser) -> Result<(), PublishError> {
+        let max_users = maps.users().len();
+        if user.slot as usize >= max_users {
+            return Err(PublishError::NoSlot {
+                slot: user.slot,
+                max_users,
+            });
+        }
+        let addresses = if user.to.is_ipv4() {
+            self.numbering.v4_addresses
+        } else {
+            self.numbering.v6_addresses
+        };
+        if u32::from(self.numbering.egress(user.slot).0) >= addresses {
+            return Err(PublishError::NoEgress(user.to));
+        }
+        Ok(())
+    }
+
+    fn fields(&mut self, maps: &Maps, user: &PublishedUser) -> Result<User, PublishError> {
+        let (interval_ns, burst_ns) = self.numbering.limit(user.rate, user.burst);
+        let (egress, egress_port) = self.numbering.egress(user.slot);
+        let expires_ns = self.clock.expiry_ns(user.expires_at)?;
+        let destination = self.hold(maps, user)?;
+        Ok(User {
+            salt: user.salt,
+            key: token::key(&user.key),
+            expires_ns,
+            interval_ns,
+            burst_ns,
+            destination,
+            egress,
+            egress_port: Be16::new(egress_port),
+        })
+    }
+
+    /// Finds or makes the entry of the user's destination, and lets go of the one that its slot held before.
+    fn hold(&mut self, maps: &Maps, user: &PublishedUser) -> Result<u32, PublishError> {
+        let index = match self.destinations.index.get_mut(&user.to) {
+            Some((index, users)) => {
+                *users += 1;
+                *index
+            }
+            None => self.new_destination(maps, user.to)?,
+        };
+        self.release(user.slot);
+        self.users.insert(user.slot, user.clone());
+        Ok(index)
+    }
+
+    fn new_destination(&mut self, maps: &Maps, to: SocketAddr) -> Result<u32, PublishError> {
+        let entries = maps.destinations().len() as u32;
+        for tried in 0..entries {
+            let index = (self.destinations.next + tried) % entries;
+            let holder = self.destinations.by_index.get(&index);
+            let in_use = holder
+                .and_then(|to| self.destinations.index.get(to))
+                .is_some_and(|(_, users)| *users > 0);
+            if in_use {
+                continue;
+            }
+            let entry = &maps.destinations()[index as usize];
+            entry.set_next_hop(&HostMemory, None);
+            entry.set_endpoint(&HostMemory, Address::from(to.ip()), Be16::new(to.port()));
+            self.destinations.insert(to, index, 1);
+            self.destinations.next = (index + 1) % entries;
+            return Ok(index);
+        }
+        Err(PublishError::NoDestination(to))
+    }
+
+    /// Lets go of the destination that a slot held.
+    fn release(&mut self, slot: u32) {
+        if let Some(user) = self.users.remove(&slot)
+            && let Some((_, users)) = self.destinations.index.get_mut(&user.to)
+        {
+            *users -= 1;
+        }
+    }
+}
+
+fn write(entry: &UserEntry, state: &StateEntry, fields: &User) {
+    entry.write_fields(&HostMemory, fields);
+    zero(state);
+    entry.publish(&HostMemory, fields.salt);
+}
+
+fn zero(state: &StateEntry) {
+    let StateEntry {
+        tat_ns,
+        newest,
+        client_guard,
+        client,
+        client_hop,
+        uplink_packets,
+        uplink_bytes,
+        window,
+        downlink_packets,
+        downlink_bytes,
+        reserved,
+    } = state;
+    let single = [
+        tat_ns,
+        newest,
+        client_guard,
+        client_hop,
+        uplink_packets,
+        uplink_bytes,
+        downlink_packets,
+        downlink_bytes,
+    ];
+    for word in single.into_iter().chain(client).chain(window).chain(reserved) {
+        HostMemory.store(word, 0);
+    }
+}
+
+/// Returns when every packet that was in the program when this was called is through it.
+fn wait_for_packets_in_flight() -> Result<(), PublishError> {
+    /// MEMBARRIER_CMD_GLOBAL, which is synchronize_rcu() (kernel/sched/membarrier.c); XDP runs in an RCU section.
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes no pointers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
+    Errno::result(result).map(|_| ()).map_err(PublishError::Barrier)
+}
