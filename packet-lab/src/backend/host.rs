@@ -1,0 +1,118 @@
+//! The relay's decisions in this process, without a kernel.
+
+use std::{net::SocketAddr, sync::atomic::Ordering};
+
+use ipnet::IpNet;
+use relay_ebpf::{
+    host::{Host, HostFrame},
+    layout::{Control, DestinationEntry, PrefixKey, StateEntry, UserEntry},
+};
+
+use super::{
+    Backend, BackendError, Counters, Processed, UserState, counter,
+    tables::{self, Tables},
+};
+use crate::world::{NextHop, User, World};
+
+/// The same source as the XDP program, compiled for the host.
+#[derive(Debug)]
+pub struct HostBackend {
+    world: World,
+    host: Host,
+    counters: Counters,
+    block_generation: u16,
+}
+
+impl HostBackend {
+    /// A relay in this world.
+    ///
+    /// # Errors
+    /// If the world is larger than a relay.
+    pub fn new(world: &World) -> Result<Self, BackendError> {
+        let backend = Self {
+            world: world.clone(),
+            host: Host::new(tables::settings(world, 1)?),
+            counters: Counters::new(),
+            block_generation: 0,
+        };
+        tables::populate(&backend, world)?;
+        Ok(backend)
+    }
+}
+
+impl Tables for HostBackend {
+    fn users(&self) -> &[UserEntry] {
+        &self.host.users
+    }
+
+    fn states(&self) -> &[StateEntry] {
+        &self.host.states
+    }
+
+    fn destinations(&self) -> &[DestinationEntry] {
+        &self.host.destinations
+    }
+
+    fn control(&self) -> &Control {
+        &self.host.control
+    }
+}
+
+impl Backend for HostBackend {
+    fn name(&self) -> &'static str {
+        "host"
+    }
+
+    fn takes(&self, _frame: &[u8]) -> bool {
+        true
+    }
+
+    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError> {
+        self.control().lab_now_ns.store(now_ns, Ordering::Release);
+        let mut host_frame = HostFrame(frame.to_vec());
+        let outcome = relay_ebpf::process(&mut host_frame, &self.host);
+        let moved = self
+            .counters
+            .entry(counter(outcome.direction, outcome.reason))
+            .or_default();
+        moved.packets += 1;
+        moved.bytes += frame.len() as u64;
+        Ok(Processed {
+            verdict: outcome.reason.verdict(self.world.drop_unmatched),
+            frame: host_frame.0,
+        })
+    }
+
+    fn counters(&self) -> Result<Counters, BackendError> {
+        Ok(self.counters.clone())
+    }
+
+    fn user(&self, slot: u32) -> UserState {
+        tables::user_state(self, &self.world, slot)
+    }
+
+    fn publish(&mut self, user: &User) -> Result<(), BackendError> {
+        tables::publish(self, &self.world, user)
+    }
+
+    fn remove(&mut self, slot: u32) {
+        tables::remove(self, slot);
+    }
+
+    fn set_next_hop(&mut self, to: SocketAddr, next_hop: Option<NextHop>) -> Result<(), BackendError> {
+        tables::set_next_hop(self, &self.world, to, next_hop)
+    }
+
+    fn set_blocklist(&mut self, prefixes: &[IpNet]) -> Result<(), BackendError> {
+        let key = |prefix| {
+            let (address, length) = tables::block_key(prefix);
+            PrefixKey {
+                length,
+                address: address.0,
+            }
+        };
+        self.host.blocklist = prefixes.iter().map(key).collect();
+        tables::renew_block_generation(&self.host.control, prefixes.is_empty(), &mut self.block_generation);
+        Ok(())
+    }
+}

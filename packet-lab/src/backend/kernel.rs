@@ -1,0 +1,198 @@
+//! The real XDP program in the kernel, one frame at a time by `BPF_PROG_TEST_RUN`, on the lab's clock. Nothing is
+//! attached to any interface.
+
+use std::{fs, net::SocketAddr, ops::RangeInclusive, sync::atomic::Ordering};
+
+use aya::{
+    TestRunOptions,
+    programs::{TestRun as _, Xdp},
+};
+use ipnet::IpNet;
+use lumenlink_relay::datapath::{
+    maps::Maps,
+    program::{LoadOptions, Loaded},
+};
+use relay_ebpf::{
+    layout::{Control, DestinationEntry, StateEntry, UserEntry},
+    verdict::Verdict,
+};
+
+use super::{
+    Backend, BackendError, Counters, Processed, Traffic, UserState, counter,
+    tables::{self, Tables},
+};
+use crate::world::{NextHop, User, World};
+
+/// Frames that a test run takes: at least an Ethernet header (else EINVAL), at most what one page holds beside the
+/// head and tail room (more makes a frame of several buffers, which the program is not loaded for).
+const FRAME_BYTES: RangeInclusive<usize> = 14..=3_500;
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// The XDP program and its maps.
+pub struct KernelBackend {
+    world: World,
+    loaded: Loaded,
+    block_generation: u16,
+}
+
+impl KernelBackend {
+    /// Loads the program embedded in the relay, and fills its maps.
+    ///
+    /// # Errors
+    /// If the kernel refuses, or the world is larger than a relay.
+    pub fn new(world: &World) -> Result<Self, BackendError> {
+        let settings = tables::settings(world, 1)?;
+        let backend = Self {
+            world: world.clone(),
+            loaded: Loaded::new(&LoadOptions { settings, pins: None })?,
+            block_generation: 0,
+        };
+        tables::populate(&backend, world)?;
+        Ok(backend)
+    }
+
+    /// The loaded program and its maps.
+    pub fn loaded(&mut self) -> &mut Loaded {
+        &mut self.loaded
+    }
+
+    /// The maps.
+    #[must_use]
+    pub fn maps(&self) -> &Maps {
+        &self.loaded.maps
+    }
+
+    /// Sets the lab's clock.
+    pub fn set_clock(&self, now_ns: u64) {
+        self.control().lab_now_ns.store(now_ns, Ordering::Release);
+    }
+}
+
+/// Gives one frame to a program.
+///
+/// # Errors
+/// If the kernel cannot run it, or it returns what is no verdict of the relay.
+pub fn run_once(program: &Xdp, frame: &[u8]) -> Result<Processed, BackendError> {
+    let mut output = vec![0; frame.len() + 256];
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut output),
+            ..TestRunOptions::default()
+        })
+        .map_err(|source| BackendError::Run {
+            bytes: frame.len(),
+            source,
+        })?;
+    output.truncate(result.data_size_out as usize);
+    let verdict = match result.return_value {
+        XDP_DROP => Verdict::Drop,
+        XDP_PASS => Verdict::Pass,
+        XDP_TX => Verdict::Tx,
+        other => return Err(BackendError::Action(other)),
+    };
+    Ok(Processed { verdict, frame: output })
+}
+
+/// The capabilities that this process lacks for loading and running XDP programs, by name; none if it has all.
+#[must_use]
+pub fn missing_capabilities() -> Vec<&'static str> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0);
+    let has = |capability: u32| effective >> capability & 1 == 1;
+    // CAP_SYS_ADMIN stands for both that were split from it in Linux 5.8.
+    let needed = [
+        ("CAP_BPF", has(CAP_BPF) || has(CAP_SYS_ADMIN)),
+        ("CAP_NET_ADMIN", has(CAP_NET_ADMIN)),
+        ("CAP_PERFMON", has(CAP_PERFMON) || has(CAP_SYS_ADMIN)),
+    ];
+    needed
+        .into_iter()
+        .filter(|(_, present)| !present)
+        .map(|(name, _)| name)
+        .collect()
+}
+
+impl Tables for KernelBackend {
+    fn users(&self) -> &[UserEntry] {
+        self.loaded.maps.users()
+    }
+
+    fn states(&self) -> &[StateEntry] {
+        self.loaded.maps.states()
+    }
+
+    fn destinations(&self) -> &[DestinationEntry] {
+        self.loaded.maps.destinations()
+    }
+
+    fn control(&self) -> &Control {
+        self.loaded.maps.control()
+    }
+}
+
+impl Backend for KernelBackend {
+    fn name(&self) -> &'static str {
+        "kernel"
+    }
+
+    fn takes(&self, frame: &[u8]) -> bool {
+        FRAME_BYTES.contains(&frame.len())
+    }
+
+    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError> {
+        self.set_clock(now_ns);
+        run_once(self.loaded.program()?, frame)
+    }
+
+    fn counters(&self) -> Result<Counters, BackendError> {
+        let all = self.loaded.maps.counters()?;
+        let nonzero = all.iter().filter(|found| found.packets != 0 || found.bytes != 0);
+        let traffic = nonzero.map(|found| {
+            let (packets, bytes) = (found.packets, found.bytes);
+            (counter(found.direction, found.reason), Traffic { packets, bytes })
+        });
+        Ok(traffic.collect())
+    }
+
+    fn user(&self, slot: u32) -> UserState {
+        tables::user_state(self, &self.world, slot)
+    }
+
+    fn publish(&mut self, user: &User) -> Result<(), BackendError> {
+        tables::publish(self, &self.world, user)
+    }
+
+    fn remove(&mut self, slot: u32) {
+        tables::remove(self, slot);
+    }
+
+    fn set_next_hop(&mut self, to: SocketAddr, next_hop: Option<NextHop>) -> Result<(), BackendError> {
+        tables::set_next_hop(self, &self.world, to, next_hop)
+    }
+
+    fn set_blocklist(&mut self, prefixes: &[IpNet]) -> Result<(), BackendError> {
+        let maps = &mut self.loaded.maps;
+        for (address, length) in maps.blocked()? {
+            maps.unblock(address, length)?;
+        }
+        for prefix in prefixes {
+            let (address, length) = tables::block_key(prefix);
+            maps.block(address, length)?;
+        }
+        tables::renew_block_generation(maps.control(), prefixes.is_empty(), &mut self.block_generation);
+        Ok(())
+    }
+}

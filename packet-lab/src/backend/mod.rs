@@ -1,0 +1,162 @@
+//! What runs a scenario. Every backend takes the same world, frames and times, and tells the same of them; whatever
+//! differs between two is a fault of one.
+
+pub mod host;
+pub mod kernel;
+mod tables;
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, ops::RangeInclusive};
+
+use ipnet::IpNet;
+use lumenlink_relay::datapath::{maps::MapsError, program::LoadError};
+use relay_ebpf::verdict::{Direction, Reason, Verdict};
+
+use crate::{
+    inspect,
+    world::{NextHop, User},
+};
+
+/// Why a backend could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// The program cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A map cannot be used.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    /// A test run failed.
+    #[error("running the program on a frame of {bytes} bytes: {source}")]
+    Run {
+        /// Length of the frame.
+        bytes: usize,
+        /// What the kernel said.
+        source: aya::programs::ProgramError,
+    },
+    /// The program returned something that is no verdict of the relay.
+    #[error("the program returned {0}, which is none of XDP_PASS, XDP_DROP and XDP_TX")]
+    Action(u32),
+    /// A user or destination that the world does not have room for.
+    #[error("{0}")]
+    World(String),
+}
+
+/// What was done with a frame.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Processed {
+    /// What the kernel is told.
+    pub verdict: Verdict,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+}
+
+/// Packets and their bytes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "packets {}, bytes {}", self.packets, self.bytes)
+    }
+}
+
+/// All counters; those that are zero may be missing.
+pub type Counters = BTreeMap<(u8, Reason), Traffic>;
+
+/// The key of a counter.
+#[must_use]
+pub const fn counter(direction: Direction, reason: Reason) -> (u8, Reason) {
+    (direction as u8, reason)
+}
+
+/// Where a user's client is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Client {
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// The MAC address that its packets come from.
+    pub mac: [u8; 6],
+    /// The listener that it speaks to.
+    pub listener: SocketAddr,
+    /// The generation of the blocklist that its address was checked against, 0 for none.
+    pub block_generation: u16,
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (address, mac, listener) = (self.address, inspect::mac(self.mac), self.listener);
+        write!(
+            f,
+            "{address} via {mac} to {listener}, checked against blocklist {}",
+            self.block_generation
+        )
+    }
+}
+
+/// What the relay keeps of a user, in terms that do not depend on how it is kept.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct UserState {
+    /// The newest packet number.
+    pub newest: u64,
+    /// The packet numbers in the replay window that were accepted.
+    pub accepted: Vec<RangeInclusive<u64>>,
+    /// Theoretical arrival time of the rate limit.
+    pub tat_ns: u64,
+    /// Where the client is, once that is known.
+    pub client: Option<Client>,
+    /// What was relayed uplink, in bytes of payload.
+    pub uplink: Traffic,
+    /// What was relayed downlink, in bytes of payload.
+    pub downlink: Traffic,
+}
+
+/// One way to run the relay's decisions.
+pub trait Backend {
+    /// The name in reports.
+    fn name(&self) -> &'static str;
+
+    /// Whether a frame like this can be given to it at all.
+    fn takes(&self, frame: &[u8]) -> bool;
+
+    /// Gives it a frame at a time on the lab's clock.
+    ///
+    /// # Errors
+    /// If it could not be run; what becomes of the frame is no error.
+    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError>;
+
+    /// All counters.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn counters(&self) -> Result<Counters, BackendError>;
+
+    /// What is kept of the user in `slot`, which exists.
+    fn user(&self, slot: u32) -> UserState;
+
+    /// Publishes a user, replacing whoever has the slot.
+    ///
+    /// # Errors
+    /// If the world has no such slot or destination.
+    fn publish(&mut self, user: &User) -> Result<(), BackendError>;
+
+    /// Takes the user out of a slot, which exists.
+    fn remove(&mut self, slot: u32);
+
+    /// Sets or clears the next hop of a destination of the world.
+    ///
+    /// # Errors
+    /// If the world has no such destination.
+    fn set_next_hop(&mut self, to: SocketAddr, next_hop: Option<NextHop>) -> Result<(), BackendError>;
+
+    /// Replaces the blocklist.
+    ///
+    /// # Errors
+    /// If it does not fit.
+    fn set_blocklist(&mut self, prefixes: &[IpNet]) -> Result<(), BackendError>;
+}

@@ -1,0 +1,262 @@
+//! What the backends share that keep users in the relay's own map entries, be they in the kernel or in this process.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    sync::atomic::Ordering,
+};
+
+use ipnet::IpNet;
+use relay_ebpf::{
+    admission,
+    host::HostMemory,
+    layout::{self, Control, DestinationEntry, Listener, REPLAY_WINDOW, Settings, StateEntry, UserEntry},
+    token,
+    wire::{Address, Be16, Mac},
+};
+
+use super::{BackendError, Client, Traffic, UserState};
+use crate::world::{NextHop, User, World};
+
+const IPV4_PREFIX_BITS: u32 = 96;
+const PACKET_NUMBERS_PER_WORD: u64 = 32;
+
+/// The maps as slices of entries.
+pub(super) trait Tables {
+    fn users(&self) -> &[UserEntry];
+    fn states(&self) -> &[StateEntry];
+    fn destinations(&self) -> &[DestinationEntry];
+    fn control(&self) -> &Control;
+}
+
+/// The load-time settings of a world. Time is the lab's unless the world says otherwise.
+pub(super) fn settings(world: &World, tick_ns: u64) -> Result<Settings, BackendError> {
+    let (v4, v6) = (world.egress_of(true), world.egress_of(false));
+    let mut settings = Settings {
+        tick_ns,
+        lab_clock: u32::from(world.lab_clock),
+        relay_id: world.relay_id,
+        max_users: world.max_users,
+        max_destinations: world.destinations.len().max(1) as u32,
+        listener_count: world.listeners.len() as u32,
+        egress_v4_count: v4.len() as u32,
+        egress_v6_count: v6.len() as u32,
+        first_egress_port: world.first_egress_port.into(),
+        egress_ports: world.egress_ports.into(),
+        drop_unmatched: u32::from(world.drop_unmatched),
+        latency_sample: world.latency_sample,
+        event_sample: world.event_sample,
+        mtu: world.mtu.into(),
+        mac: Mac::new(world.mac),
+        ..Settings::default()
+    };
+    fill(
+        &mut settings.listeners,
+        world.listeners.iter().map(|&at| listener(world, at)),
+        "listeners",
+    )?;
+    fill(
+        &mut settings.egress_v4,
+        v4.into_iter().map(Address::from),
+        "IPv4 egress addresses",
+    )?;
+    fill(
+        &mut settings.egress_v6,
+        v6.into_iter().map(Address::from),
+        "IPv6 egress addresses",
+    )?;
+    Ok(settings)
+}
+
+fn listener(world: &World, at: SocketAddr) -> Listener {
+    Listener {
+        header_key: world.header_key.map_or([0; 2], |key| token::key(&key)),
+        address: at.ip().into(),
+        port: Be16::new(at.port()),
+        protected: u8::from(world.header_key.is_some()),
+        ..Listener::default()
+    }
+}
+
+fn fill<T>(places: &mut [T], values: impl ExactSizeIterator<Item = T>, what: &str) -> Result<(), BackendError> {
+    if values.len() > places.len() {
+        let (count, most) = (values.len(), places.len());
+        return Err(BackendError::World(format!(
+            "the world has {count} {what}; the relay takes {most}"
+        )));
+    }
+    for (place, value) in places.iter_mut().zip(values) {
+        *place = value;
+    }
+    Ok(())
+}
+
+/// Puts all users and destinations of a world into the maps.
+pub(super) fn populate<T: Tables>(tables: &T, world: &World) -> Result<(), BackendError> {
+    for (entry, destination) in tables.destinations().iter().zip(&world.destinations) {
+        let (address, port) = (destination.to.ip().into(), Be16::new(destination.to.port()));
+        entry.set_endpoint(&HostMemory, address, port);
+        entry.set_next_hop(&HostMemory, destination.next_hop.map(next_hop));
+    }
+    world.users.iter().try_for_each(|user| publish(tables, world, user))
+}
+
+/// Publishes a user the way the relay does: handle cleared first and written last, state zeroed.
+pub(super) fn publish<T: Tables>(tables: &T, world: &World, user: &User) -> Result<(), BackendError> {
+    let (entry, state) = slot(tables, user.slot)?;
+    let ports = u32::from(world.egress_ports);
+    let interval_ns = (1_000_000_000 / user.rate.max(1)).max(1);
+    entry.clear(&HostMemory);
+    let fields = layout::User {
+        salt: user.salt,
+        key: token::key(&user.key),
+        expires_ns: user.expires_ns.unwrap_or(u64::MAX),
+        interval_ns,
+        burst_ns: u64::from(user.burst) * u64::from(interval_ns),
+        destination: destination(world, user.to)? as u32,
+        egress: (user.slot / ports) as u16,
+        egress_port: Be16::new(world.first_egress_port + (user.slot % ports) as u16),
+    };
+    entry.write_fields(&HostMemory, &fields);
+    zero(state);
+    entry.publish(&HostMemory, user.salt);
+    Ok(())
+}
+
+fn slot<T: Tables>(tables: &T, slot: u32) -> Result<(&UserEntry, &StateEntry), BackendError> {
+    let index = slot as usize;
+    let missing = || BackendError::World(format!("the world has no slot {slot}: raise max_users"));
+    tables
+        .users()
+        .get(index)
+        .zip(tables.states().get(index))
+        .ok_or_else(missing)
+}
+
+fn destination(world: &World, to: SocketAddr) -> Result<usize, BackendError> {
+    let missing = || BackendError::World(format!("the world has no destination {to}"));
+    world
+        .destinations
+        .iter()
+        .position(|known| known.to == to)
+        .ok_or_else(missing)
+}
+
+pub(super) fn remove<T: Tables>(tables: &T, slot: u32) {
+    tables.users()[slot as usize].clear(&HostMemory);
+}
+
+pub(super) fn set_next_hop<T: Tables>(
+    tables: &T,
+    world: &World,
+    to: SocketAddr,
+    hop: Option<NextHop>,
+) -> Result<(), BackendError> {
+    let entry = &tables.destinations()[destination(world, to)?];
+    entry.set_next_hop(&HostMemory, hop.map(next_hop));
+    Ok(())
+}
+
+fn next_hop(hop: NextHop) -> layout::NextHop {
+    layout::NextHop {
+        mac: Mac::new(hop.mac),
+        mtu: hop.mtu,
+    }
+}
+
+/// A prefix as the blocklist's keys have it.
+pub(super) fn block_key(prefix: &IpNet) -> (Address, u32) {
+    let bits = u32::from(prefix.prefix_len());
+    match prefix.network() {
+        IpAddr::V4(v4) => (IpAddr::V4(v4).into(), bits + IPV4_PREFIX_BITS),
+        IpAddr::V6(v6) => (IpAddr::V6(v6).into(), bits),
+    }
+}
+
+/// Tells the program that the blocklist changed: another generation, 0 while it is empty.
+pub(super) fn renew_block_generation(control: &Control, is_empty: bool, last: &mut u16) {
+    *last = (*last % u16::MAX) + 1;
+    let generation = if is_empty { 0 } else { u64::from(*last) };
+    control.block_generation.store(generation, Ordering::Release);
+}
+
+fn zero(state: &StateEntry) {
+    let StateEntry {
+        tat_ns,
+        newest,
+        client_guard,
+        client,
+        client_hop,
+        uplink_packets,
+        uplink_bytes,
+        window,
+        downlink_packets,
+        downlink_bytes,
+        reserved,
+    } = state;
+    let words = [
+        tat_ns,
+        newest,
+        client_guard,
+        client_hop,
+        uplink_packets,
+        uplink_bytes,
+        downlink_packets,
+    ];
+    for word in words
+        .into_iter()
+        .chain([downlink_bytes])
+        .chain(client)
+        .chain(window)
+        .chain(reserved)
+    {
+        word.store(0, Ordering::Release);
+    }
+}
+
+/// What is kept of a user.
+pub(super) fn user_state<T: Tables>(tables: &T, world: &World, slot: u32) -> UserState {
+    let state = &tables.states()[slot as usize];
+    let read = |word: &std::sync::atomic::AtomicU64| word.load(Ordering::Acquire);
+    let newest = read(&state.newest);
+    let client = admission::Client::load(&HostMemory, state).map(|client| Client {
+        address: SocketAddr::new(client.address.into(), client.port.get()),
+        mac: client.mac.bytes(),
+        listener: world.listeners[usize::from(client.listener)],
+        block_generation: (read(&state.client_guard) >> 48) as u16,
+    });
+    UserState {
+        newest,
+        accepted: accepted(state, newest),
+        tat_ns: read(&state.tat_ns),
+        client,
+        uplink: Traffic {
+            packets: read(&state.uplink_packets),
+            bytes: read(&state.uplink_bytes),
+        },
+        downlink: Traffic {
+            packets: read(&state.downlink_packets),
+            bytes: read(&state.downlink_bytes),
+        },
+    }
+}
+
+/// The packet numbers in the window whose bits are set, as ranges.
+fn accepted(state: &StateEntry, newest: u64) -> Vec<RangeInclusive<u64>> {
+    let mut ranges: Vec<RangeInclusive<u64>> = Vec::new();
+    if state.window.iter().all(|word| word.load(Ordering::Acquire) == 0) {
+        return ranges;
+    }
+    for pn in newest.saturating_sub(REPLAY_WINDOW - 1)..=newest {
+        let words = state.window.len() as u64;
+        let word = state.window[(pn / PACKET_NUMBERS_PER_WORD % words) as usize].load(Ordering::Acquire);
+        let generation = (pn / (PACKET_NUMBERS_PER_WORD * words)) as u32;
+        let seen = (word >> 32) as u32 == generation && word >> (pn % PACKET_NUMBERS_PER_WORD) & 1 == 1;
+        match ranges.last_mut() {
+            Some(last) if seen && last.end() + 1 == pn => *last = *last.start()..=pn,
+            _ if seen => ranges.push(pn..=pn),
+            _ => {}
+        }
+    }
+    ranges
+}

@@ -1,0 +1,7 @@
+//! Making frames: every field of a UDP packet within reach, right by default, wrong on request.
+
+mod frame;
+mod token;
+
+pub use frame::{Checksum, Fragment, UdpFrame, flip_bit, without_udp};
+pub use token::{Grant, TOKEN_BYTES};

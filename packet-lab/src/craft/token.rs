@@ -1,0 +1,81 @@
+//! Tokens, from the protocol document by way of the siphasher crate: no code in common with the relay.
+
+use std::hash::Hasher as _;
+
+use siphasher::{
+    sip::SipHasher24,
+    sip128::{Hasher128 as _, SipHasher24 as SipHasher24x128},
+};
+
+/// Bytes of a token.
+pub const TOKEN_BYTES: usize = 24;
+
+const VERSION: u8 = 1;
+const UPLINK: u8 = 0;
+
+/// What a client needs to seal tokens.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Grant {
+    /// Index of the user's entry.
+    pub slot: u32,
+    /// The random part of the handle.
+    pub salt: u32,
+    /// Key of the tag.
+    pub key: [u8; 16],
+    /// Key of the header protection; `None` where the listener has none.
+    pub header_key: Option<[u8; 16]>,
+    /// The relay that the tokens are for.
+    pub relay_id: u32,
+}
+
+impl Grant {
+    /// The token for packet number `pn` with `payload_len` bytes after it.
+    #[must_use]
+    pub fn token(&self, pn: u64, payload_len: u16) -> [u8; TOKEN_BYTES] {
+        let mut message = [0; TOKEN_BYTES];
+        message[0..4].copy_from_slice(&self.slot.to_be_bytes());
+        message[4..8].copy_from_slice(&self.salt.to_be_bytes());
+        message[8..16].copy_from_slice(&pn.to_be_bytes());
+        message[16] = VERSION;
+        message[17] = UPLINK;
+        message[18..20].copy_from_slice(&payload_len.to_be_bytes());
+        message[20..24].copy_from_slice(&self.relay_id.to_be_bytes());
+        let mut hasher = SipHasher24::new_with_key(&self.key);
+        hasher.write(&message);
+        let mut token = message;
+        token[16..].copy_from_slice(&hasher.finish().to_le_bytes());
+        if let Some(key) = &self.header_key {
+            protect(&mut token, key);
+        }
+        token
+    }
+
+    /// A UDP payload: the token, then `payload`.
+    #[must_use]
+    pub fn seal(&self, pn: u64, payload: &[u8]) -> Vec<u8> {
+        let mut sealed = self.token(pn, payload.len() as u16).to_vec();
+        sealed.extend_from_slice(payload);
+        sealed
+    }
+
+    /// The packet number of a UDP payload that was sealed with this grant and not changed since; `None` for any other.
+    #[must_use]
+    pub fn open(&self, sealed: &[u8]) -> Option<u64> {
+        let (travelled, payload) = sealed.split_first_chunk::<TOKEN_BYTES>()?;
+        let mut token = *travelled;
+        if let Some(key) = &self.header_key {
+            protect(&mut token, key);
+        }
+        let pn = u64::from_be_bytes(*token[8..].first_chunk()?);
+        (self.token(pn, payload.len() as u16) == *travelled).then_some(pn)
+    }
+}
+
+/// Applies header protection to a token, or removes it.
+fn protect(token: &mut [u8; TOKEN_BYTES], key: &[u8; 16]) {
+    let mut hasher = SipHasher24x128::new_with_key(key);
+    hasher.write(&token[16..]);
+    for (byte, mask) in token.iter_mut().zip(hasher.finish128().as_bytes()) {
+        *byte ^= mask;
+    }
+}

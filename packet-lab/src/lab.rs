@@ -1,0 +1,188 @@
+//! One world in several backends, in step.
+
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use crate::{
+    backend::{Backend, BackendError, Counters, Traffic, UserState},
+    observe::Observation,
+    world::{NextHop, User, World},
+};
+
+/// Up to this many slots, all are watched for changes; beyond, only those of the world's users.
+const WATCH_ALL: u32 = 64;
+
+/// Why a step of a lab failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LabError {
+    /// A backend could not do what it was asked.
+    #[error("{backend}: {source}")]
+    Backend {
+        /// The backend.
+        backend: &'static str,
+        /// Why.
+        source: Box<BackendError>,
+    },
+    /// Two backends did not do the same.
+    #[error("{first} and {second} disagree about\n{input}{first}:\n{expected}\n{second}:\n{actual}")]
+    Disagreement {
+        /// A backend.
+        first: &'static str,
+        /// Another.
+        second: &'static str,
+        /// The frame, for people.
+        input: String,
+        /// What the first did.
+        expected: Box<Observation>,
+        /// What the second did.
+        actual: Box<Observation>,
+    },
+    /// No backend takes such a frame.
+    #[error("no backend takes a frame of {0} bytes")]
+    NoBackend(usize),
+}
+
+/// A world and the backends that it is put into.
+pub struct Lab {
+    world: World,
+    backends: Vec<Box<dyn Backend>>,
+    watched: Vec<u32>,
+}
+
+impl Lab {
+    /// A lab of these backends, each made for this world.
+    #[must_use]
+    pub fn new(world: World, backends: Vec<Box<dyn Backend>>) -> Self {
+        let watched = if world.max_users <= WATCH_ALL {
+            (0..world.max_users).collect()
+        } else {
+            world.users.iter().map(|user| user.slot).collect()
+        };
+        Self {
+            world,
+            backends,
+            watched,
+        }
+    }
+
+    /// The world, as it was at the start.
+    #[must_use]
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Gives every backend this frame at this time on the lab's clock.
+    ///
+    /// # Errors
+    /// If a backend cannot be run, or two do not do the same.
+    pub fn step(&mut self, now_ns: u64, frame: &[u8]) -> Result<Observation, LabError> {
+        let watched = &self.watched;
+        let mut first: Option<(&'static str, Observation)> = None;
+        for backend in self.backends.iter_mut().filter(|backend| backend.takes(frame)) {
+            let name = backend.name();
+            let observed = observe(backend.as_mut(), watched, now_ns, frame).map_err(failed(name))?;
+            match &first {
+                None => first = Some((name, observed)),
+                Some((_, expected)) if *expected == observed => {}
+                Some((other, expected)) => {
+                    return Err(LabError::Disagreement {
+                        first: other,
+                        second: name,
+                        input: crate::inspect::describe(frame),
+                        expected: Box::new(expected.clone()),
+                        actual: Box::new(observed),
+                    });
+                }
+            }
+        }
+        first
+            .map(|(_, observed)| observed)
+            .ok_or(LabError::NoBackend(frame.len()))
+    }
+
+    /// Publishes a user, replacing whoever has the slot.
+    ///
+    /// # Errors
+    /// As [`Backend::publish`].
+    pub fn publish(&mut self, user: &User) -> Result<(), LabError> {
+        self.each(|backend| backend.publish(user))
+    }
+
+    /// Takes the user out of a slot.
+    ///
+    /// # Errors
+    /// None.
+    pub fn remove(&mut self, slot: u32) -> Result<(), LabError> {
+        self.each(|backend| {
+            backend.remove(slot);
+            Ok(())
+        })
+    }
+
+    /// Sets or clears the next hop of a destination.
+    ///
+    /// # Errors
+    /// As [`Backend::set_next_hop`].
+    pub fn set_next_hop(&mut self, to: SocketAddr, next_hop: Option<NextHop>) -> Result<(), LabError> {
+        self.each(|backend| backend.set_next_hop(to, next_hop))
+    }
+
+    /// Replaces the blocklist.
+    ///
+    /// # Errors
+    /// As [`Backend::set_blocklist`].
+    pub fn set_blocklist(&mut self, prefixes: &[IpNet]) -> Result<(), LabError> {
+        self.each(|backend| backend.set_blocklist(prefixes))
+    }
+
+    fn each(&mut self, change: impl Fn(&mut dyn Backend) -> Result<(), BackendError>) -> Result<(), LabError> {
+        self.backends.iter_mut().try_for_each(|backend| {
+            let name = backend.name();
+            change(backend.as_mut()).map_err(failed(name))
+        })
+    }
+}
+
+fn failed(backend: &'static str) -> impl FnOnce(BackendError) -> LabError {
+    move |source| LabError::Backend {
+        backend,
+        source: Box::new(source),
+    }
+}
+
+fn observe(backend: &mut dyn Backend, watched: &[u32], now_ns: u64, frame: &[u8]) -> Result<Observation, BackendError> {
+    let users = |backend: &dyn Backend| -> Vec<UserState> { watched.iter().map(|&slot| backend.user(slot)).collect() };
+    let (users_before, counters_before) = (users(backend), backend.counters()?);
+    let processed = backend.process(now_ns, frame)?;
+    let (users_after, counters_after) = (users(backend), backend.counters()?);
+    let changed = watched.iter().copied().zip(users_before.into_iter().zip(users_after));
+    Ok(Observation {
+        verdict: processed.verdict,
+        input: frame.to_vec(),
+        output: processed.frame,
+        users: changed
+            .filter(|(_, (before, after))| before != after)
+            .map(|(slot, (before, after))| (slot, before, after))
+            .collect(),
+        counters: moved(&counters_before, &counters_after),
+    })
+}
+
+/// The counters that are not what they were. One that fell shows as a number beyond any real one.
+fn moved(before: &Counters, after: &Counters) -> Counters {
+    let keys = before.keys().chain(after.keys()).copied();
+    let value = |counters: &Counters, key| counters.get(&key).copied().unwrap_or_default();
+    let difference = |key| {
+        let (old, new) = (value(before, key), value(after, key));
+        let traffic = Traffic {
+            packets: new.packets.wrapping_sub(old.packets),
+            bytes: new.bytes.wrapping_sub(old.bytes),
+        };
+        (key, traffic)
+    };
+    keys.map(difference)
+        .filter(|(_, traffic)| *traffic != Traffic::default())
+        .collect()
+}

@@ -1,0 +1,143 @@
+//! What a frame did, in a form to compare and to keep: small, sorted, the same on every run.
+
+use std::fmt::{self, Display};
+
+use relay_ebpf::verdict::{Direction, Reason, Verdict};
+
+use crate::{
+    backend::{Counters, Traffic, UserState, counter},
+    inspect,
+};
+
+/// Everything that one frame did.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[must_use = "an observation that nobody looks at shows nothing"]
+pub struct Observation {
+    /// What the kernel was told.
+    pub verdict: Verdict,
+    /// The frame as it was.
+    pub input: Vec<u8>,
+    /// The frame afterwards.
+    pub output: Vec<u8>,
+    /// Users of whom something changed, by slot: before and after.
+    pub users: Vec<(u32, UserState, UserState)>,
+    /// Every counter that moved, and by how much.
+    pub counters: Counters,
+}
+
+impl Observation {
+    /// The direction and reason that were counted, if that was exactly this frame, once.
+    #[must_use]
+    pub fn reason(&self) -> Option<(Direction, Reason)> {
+        let mut moved = self.counters.iter();
+        let (&(direction, reason), traffic) = moved.next()?;
+        let once = Traffic {
+            packets: 1,
+            bytes: self.input.len() as u64,
+        };
+        let direction = Direction::ALL.into_iter().find(|known| *known as u8 == direction)?;
+        (moved.next().is_none() && *traffic == once).then_some((direction, reason))
+    }
+
+    /// Fails unless the verdict is this, and exactly this counter moved, by this frame.
+    ///
+    /// # Panics
+    /// If it was otherwise; with everything that was observed.
+    pub fn expect(self, verdict: Verdict, direction: Direction, reason: Reason) -> Self {
+        let expected = (verdict, Some((direction, reason)));
+        assert!(
+            (self.verdict, self.reason()) == expected,
+            "expected {} and {} {} as the only counter that moves, by one packet of {} bytes; observed\n{self}",
+            verdict.name(),
+            direction.name(),
+            reason.name(),
+            self.input.len(),
+        );
+        self
+    }
+
+    /// Fails unless the packet was relayed uplink.
+    ///
+    /// # Panics
+    /// If it was not.
+    pub fn expect_relayed(self) -> Self {
+        self.expect(Verdict::Tx, Direction::Uplink, Reason::Relayed)
+    }
+
+    /// Fails unless the packet was dropped on its way uplink, for this reason, unchanged.
+    ///
+    /// # Panics
+    /// If it was not.
+    pub fn expect_dropped(self, reason: Reason) -> Self {
+        let observed = self.expect(Verdict::Drop, Direction::Uplink, reason);
+        assert!(
+            observed.output == observed.input,
+            "dropped, but changed before:\n{observed}"
+        );
+        observed
+    }
+
+    /// Fails if any user's state changed.
+    ///
+    /// # Panics
+    /// If it did.
+    pub fn expect_no_state_change(self) -> Self {
+        assert!(self.users.is_empty(), "no user's state should change; observed\n{self}");
+        self
+    }
+}
+
+impl Display for Observation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "verdict: {}", self.verdict.name())?;
+        if self.output == self.input {
+            writeln!(f, "output: the input, unchanged")?;
+        } else {
+            writeln!(
+                f,
+                "output: {} bytes\n{}",
+                self.output.len(),
+                inspect::describe(&self.output).trim_end()
+            )?;
+        }
+        for (slot, before, after) in &self.users {
+            writeln!(f, "user in slot {slot}:")?;
+            field(f, "newest", &before.newest, &after.newest)?;
+            field(f, "accepted", &ranges(before), &ranges(after))?;
+            field(f, "tat_ns", &before.tat_ns, &after.tat_ns)?;
+            field(f, "client", &client(before), &client(after))?;
+            field(f, "uplink", &before.uplink, &after.uplink)?;
+            field(f, "downlink", &before.downlink, &after.downlink)?;
+        }
+        for direction in Direction::ALL {
+            for reason in Reason::ALL {
+                if let Some(moved) = self.counters.get(&counter(direction, reason)) {
+                    writeln!(f, "counted: {} {}: {moved}", direction.name(), reason.name())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn field<T: Display + PartialEq>(f: &mut fmt::Formatter<'_>, name: &str, before: &T, after: &T) -> fmt::Result {
+    if before == after {
+        return Ok(());
+    }
+    writeln!(f, "  {name}: {before} -> {after}")
+}
+
+fn ranges(state: &UserState) -> String {
+    if state.accepted.is_empty() {
+        return "none".to_owned();
+    }
+    let ranges = state.accepted.iter().map(|range| match (range.start(), range.end()) {
+        (start, end) if start == end => start.to_string(),
+        (start, end) => format!("{start}..={end}"),
+    });
+    ranges.collect::<Vec<_>>().join(" ")
+}
+
+fn client(state: &UserState) -> String {
+    state.client.map_or("unknown".to_owned(), |client| client.to_string())
+}

@@ -1,0 +1,164 @@
+//! Who is there: one relay, its users and their destinations, in the terms of its configuration.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::craft::Grant;
+
+/// Where a next hop is reached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NextHop {
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Largest IP packet that fits the link to it, in bytes.
+    pub mtu: u16,
+}
+
+/// A destination that users may have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Destination {
+    /// Address and port.
+    pub to: SocketAddr,
+    /// The next hop; `None` while it is not known.
+    pub next_hop: Option<NextHop>,
+}
+
+/// A user.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct User {
+    /// Index of the user's entry; fixes egress address and port.
+    pub slot: u32,
+    /// The random part of the handle.
+    pub salt: u32,
+    /// Key of the tag.
+    pub key: [u8; 16],
+    /// The user's destination, one of the world's.
+    pub to: SocketAddr,
+    /// Packets per second.
+    pub rate: u32,
+    /// Packets at once.
+    pub burst: u32,
+    /// When the grant ends, in nanoseconds on the lab's clock.
+    pub expires_ns: Option<u64>,
+}
+
+/// A relay and everybody around it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct World {
+    /// MAC address of the relay's interface.
+    pub mac: [u8; 6],
+    /// The relay's id.
+    pub relay_id: u32,
+    /// Key of the header protection; `None` without.
+    pub header_key: Option<[u8; 16]>,
+    /// Where clients send to.
+    pub listeners: Vec<SocketAddr>,
+    /// Where relayed packets come from.
+    pub egress: Vec<IpAddr>,
+    /// First egress port.
+    pub first_egress_port: u16,
+    /// Egress ports of each egress address.
+    pub egress_ports: u16,
+    /// Slots.
+    pub max_users: u32,
+    /// Whether unsolicited packets are dropped.
+    pub drop_unmatched: bool,
+    /// Largest IP packet that fits the link to the clients, in bytes.
+    pub mtu: u16,
+    /// Whether time is the lab's; otherwise it is the kernel's, as in production.
+    pub lab_clock: bool,
+    /// One drop in this many of each reason becomes an event (a power of two), 0 for none.
+    pub event_sample: u32,
+    /// One packet in this many is timed (a power of two), 0 for none.
+    pub latency_sample: u32,
+    /// Destinations.
+    pub destinations: Vec<Destination>,
+    /// Users.
+    pub users: Vec<User>,
+}
+
+impl World {
+    /// A relay without users or destinations, with addresses from the documentation ranges: two egress addresses of
+    /// each family with 8 ports each, the first of them the listener's too.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            mac: [0x02, 0, 0, 0, 0, 0x01],
+            relay_id: 7,
+            header_key: None,
+            listeners: ["192.0.2.1:4500", "[2001:db8::1]:4500"].map(address).to_vec(),
+            egress: ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"]
+                .map(address)
+                .to_vec(),
+            first_egress_port: 10_000,
+            egress_ports: 8,
+            max_users: 16,
+            drop_unmatched: false,
+            mtu: 1500,
+            lab_clock: true,
+            event_sample: 0,
+            latency_sample: 0,
+            destinations: Vec::new(),
+            users: Vec::new(),
+        }
+    }
+
+    /// With this destination.
+    #[must_use]
+    pub fn with_destination(mut self, destination: Destination) -> Self {
+        self.destinations.push(destination);
+        self
+    }
+
+    /// With this user.
+    #[must_use]
+    pub fn with_user(mut self, user: User) -> Self {
+        self.users.push(user);
+        self
+    }
+
+    /// The grant of the user in a slot.
+    #[must_use]
+    pub fn grant(&self, slot: u32) -> Option<Grant> {
+        let user = self.users.iter().find(|user| user.slot == slot)?;
+        Some(Grant {
+            slot,
+            salt: user.salt,
+            key: user.key,
+            header_key: self.header_key,
+            relay_id: self.relay_id,
+        })
+    }
+
+    /// The egress addresses of one family.
+    #[must_use]
+    pub fn egress_of(&self, v4: bool) -> Vec<IpAddr> {
+        self.egress
+            .iter()
+            .copied()
+            .filter(|address| address.is_ipv4() == v4)
+            .collect()
+    }
+
+    /// The egress address and port of a slot, towards a destination of this family; `None` past the last one.
+    #[must_use]
+    pub fn egress_endpoint(&self, slot: u32, v4: bool) -> Option<SocketAddr> {
+        let ports = u32::from(self.egress_ports);
+        let address = *self.egress_of(v4).get((slot / ports) as usize)?;
+        Some(SocketAddr::new(address, self.first_egress_port + (slot % ports) as u16))
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// An address that is written in the source.
+///
+/// # Panics
+/// If it is none.
+#[must_use]
+pub fn address<A: std::str::FromStr>(text: &str) -> A {
+    text.parse().ok().unwrap_or_else(|| panic!("not an address: {text}"))
+}
