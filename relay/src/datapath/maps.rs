@@ -61,6 +61,8 @@ pub struct Maps {
     latency: PerCpuArray<MapData, LatencyWords>,
     blocklist: LpmTrie<MapData, [u32; 4], u32>,
     events: Option<RingBuf<MapData>>,
+    /// Kept because the program does not use it: the kernel would drop it.
+    _layout: Array<MapData, u32>,
     /// The kernel's ids of all these maps, by name.
     ids: Vec<(&'static str, u32)>,
 }
@@ -82,6 +84,7 @@ impl Maps {
             })?;
         Ok(Self {
             ids,
+            _layout: layout,
             users: mapped(ebpf, map::USERS, max_users)?,
             states: mapped(ebpf, map::STATES, max_users)?,
             destinations: mapped(ebpf, map::DESTINATIONS, max_destinations)?,
@@ -227,9 +230,9 @@ impl Maps {
 }
 
 fn id(ebpf: &Ebpf, name: &'static str) -> Result<u32, MapsError> {
-    let data = match ebpf.map(name) {
-        Some(Map::Array(data) | Map::PerCpuArray(data) | Map::LpmTrie(data) | Map::RingBuf(data)) => data,
-        _ => return Err(MapsError::Missing { name }),
+    let Some(Map::Array(data) | Map::PerCpuArray(data) | Map::LpmTrie(data) | Map::RingBuf(data)) = ebpf.map(name)
+    else {
+        return Err(MapsError::Missing { name });
     };
     data.info().map(|info| info.id()).map_err(reading(name))
 }
