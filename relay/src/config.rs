@@ -1,9 +1,201 @@
 //! `relay.toml`, the environment and the flags, validated as a whole.
+//!
+//! Every key can be given as a flag (`--xdp-mode`), in the environment (`RELAY_XDP_MODE`) and in the file
+//! (`mode` in `[xdp]`), in this order of precedence; the rest have defaults. All faults are reported at once, each with
+//! its place.
+
+mod read;
 
 use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
+
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrLike as _};
+use relay_ebpf::layout::{MAX_EGRESS, MAX_LISTENERS};
+
+use self::read::{Raw, Reader};
+
+/// Where the configuration is looked for when nothing names it.
+pub const DEFAULT_FILE: &str = "/etc/lumenlink/relay.toml";
+
+/// Every key, `section.name`.
+pub const KEYS: [&str; 20] = [
+    "interface",
+    "listen",
+    "egress",
+    "egress_ports",
+    "relay_id",
+    "max_users",
+    "http",
+    "admin",
+    "state_dir",
+    "unmatched",
+    "header_protection",
+    "carrier",
+    "latency_sample",
+    "drop_sample",
+    "limits.packets_per_second",
+    "limits.burst",
+    "xdp.mode",
+    "xdp.persist",
+    "xdp.pin_dir",
+    "store.kind",
+];
+
+/// Packets per second that a user may be given.
+pub const RATES: std::ops::RangeInclusive<u32> = 1..=10_000_000;
+/// Packets that a user may be given to send at once.
+pub const BURSTS: std::ops::RangeInclusive<u32> = 1..=1_000_000;
+
+const DEFAULT_PORT: u16 = 4500;
+const DEFAULT_MAX_USERS: u32 = 100_000;
+/// Slots that the maps can be made for: 448 bytes each.
+const MAX_USERS: u32 = 16_000_000;
+
+/// The environment variable of a key: `RELAY_XDP_MODE` for `xdp.mode`.
+#[must_use]
+pub fn variable(key: &str) -> String {
+    format!("RELAY_{}", key.replace('.', "_").to_uppercase())
+}
+
+/// The flag of a key: `--xdp-mode` for `xdp.mode`.
+#[must_use]
+pub fn flag(key: &str) -> String {
+    format!("--{}", key.replace(['.', '_'], "-"))
+}
+
+/// Where a value, or a fault, is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// In the file, with line and column from 1.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Line.
+        line: usize,
+        /// Column, in characters.
+        column: usize,
+    },
+    /// An environment variable.
+    Environment(String),
+    /// A flag.
+    Flag(String),
+    /// Nowhere: a default.
+    Default,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line, column } => write!(f, "{}:{line}:{column}", path.display()),
+            Self::Environment(variable) => write!(f, "environment variable {variable}"),
+            Self::Flag(flag) => write!(f, "flag {flag}"),
+            Self::Default => write!(f, "default"),
+        }
+    }
+}
+
+/// One thing that is wrong, or worth a warning.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Fault {
+    /// Where.
+    pub place: Place,
+    /// What, and what to write instead.
+    pub message: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("reading {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Faults, all of them.
+    #[error("the configuration has {}:\n{}", count(.0), list(.0))]
+    Faults(Vec<Fault>),
+    /// The interface whose addresses were to be the listeners does not exist or has none.
+    #[error("{0}")]
+    NoAddresses(String),
+}
+
+fn count(faults: &[Fault]) -> String {
+    if faults.len() == 1 {
+        "a fault".to_owned()
+    } else {
+        format!("{} faults", faults.len())
+    }
+}
+
+fn list(faults: &[Fault]) -> String {
+    faults
+        .iter()
+        .map(|fault| format!("  {fault}"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// Where values come from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// Values of flags, by key.
+    pub flags: BTreeMap<&'static str, String>,
+    /// The environment.
+    pub environment: BTreeMap<String, String>,
+    /// The file to read; unset, [`DEFAULT_FILE`] is read if it exists.
+    pub file: Option<PathBuf>,
+}
+
+impl Sources {
+    /// These flags, this process's environment, and this file or the one that `RELAY_CONFIG` names.
+    #[must_use]
+    pub fn of_process(flags: BTreeMap<&'static str, String>, file: Option<PathBuf>) -> Self {
+        let environment: BTreeMap<_, _> = std::env::vars()
+            .filter(|(name, _)| name.starts_with("RELAY_"))
+            .collect();
+        let file = file.or_else(|| environment.get("RELAY_CONFIG").map(PathBuf::from));
+        Self {
+            flags,
+            environment,
+            file,
+        }
+    }
+
+    fn read_file(&self) -> Result<Option<(PathBuf, String)>, ConfigError> {
+        let (path, required) = match &self.file {
+            Some(path) => (path.clone(), true),
+            None => (PathBuf::from(DEFAULT_FILE), false),
+        };
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some((path, text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(None),
+            Err(source) => Err(ConfigError::Unreadable { path, source }),
+        }
+    }
+}
+
+/// A configuration, and what its owner should know of it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Checked {
+    /// The configuration.
+    pub config: Config,
+    /// Not wrong, but worth knowing.
+    pub warnings: Vec<Fault>,
+}
 
 /// How the program is attached.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -58,3 +250,317 @@ pub struct Config {
     /// One drop in this many of each reason is reported (a power of two), 0 for none.
     pub drop_sample: u32,
 }
+
+impl Config {
+    /// Reads and validates everything.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(sources: &Sources) -> Result<Checked, ConfigError> {
+        let file = sources.read_file()?;
+        let mut reader = Reader::new(
+            sources,
+            file.as_ref().map(|(path, text)| (path.as_path(), text.as_str())),
+        );
+        let config = Self::read(&mut reader)?;
+        let warnings = if reader.faults.is_empty() {
+            config.warnings(&reader)
+        } else {
+            Vec::new()
+        };
+        if reader.faults.is_empty() {
+            Ok(Checked { config, warnings })
+        } else {
+            Err(ConfigError::Faults(reader.faults))
+        }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, ConfigError> {
+        let interface = reader.take("interface", Raw::text).unwrap_or_else(|| "eth0".to_owned());
+        let listen_given = reader.is_given("listen");
+        let listen = reader.take_list("listen", read::parsed("an address and port, like \"192.0.2.1:4500\""));
+        let listen = match listen {
+            Some(listen) => listen,
+            None if listen_given => Vec::new(),
+            None => default_listeners(&interface).map_err(|error| with_faults(reader, error))?,
+        };
+        let egress_given = reader.is_given("egress");
+        let egress = reader.take_list("egress", read::parsed("an IP address, like \"192.0.2.1\""));
+        let egress = match egress {
+            Some(egress) => egress,
+            None if egress_given => Vec::new(),
+            None => distinct(listen.iter().map(SocketAddr::ip)),
+        };
+        let (first_egress_port, last_egress_port) = reader.take("egress_ports", port_range).unwrap_or((10_000, 59_999));
+        let pin_dir = reader.take("xdp.pin_dir", Raw::path);
+        let mut config = Self {
+            relay_id: reader.take("relay_id", |raw| raw.integer(0..=u32::MAX)).unwrap_or(1),
+            max_users: 0,
+            http: reader
+                .take("http", read::parsed("an address and port, like \"127.0.0.1:9090\""))
+                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9090))),
+            admin: reader
+                .take("admin", Raw::path)
+                .unwrap_or_else(|| "/run/lumenlink/relay.sock".into()),
+            state_dir: reader
+                .take("state_dir", Raw::path)
+                .unwrap_or_else(|| "/var/lib/lumenlink".into()),
+            drop_unmatched: reader
+                .take("unmatched", |raw| raw.one_of(&[("pass", false), ("drop", true)]))
+                .unwrap_or(false),
+            header_protection: reader.take("header_protection", Raw::boolean).unwrap_or(true),
+            packets_per_second: reader
+                .take("limits.packets_per_second", |raw| raw.integer(RATES))
+                .unwrap_or(10_000),
+            burst: reader.take("limits.burst", |raw| raw.integer(BURSTS)).unwrap_or(1000),
+            xdp_mode: reader
+                .take("xdp.mode", |raw| {
+                    raw.one_of(&[
+                        ("auto", XdpMode::Auto),
+                        ("native", XdpMode::Native),
+                        ("generic", XdpMode::Generic),
+                    ])
+                })
+                .unwrap_or(XdpMode::Auto),
+            xdp_persist: reader.take("xdp.persist", Raw::boolean).unwrap_or(false),
+            xdp_pin_dir: pin_dir.unwrap_or_else(|| Path::new("/sys/fs/bpf/lumenlink").join(&interface)),
+            latency_sample: reader.take("latency_sample", sample).unwrap_or(1024),
+            drop_sample: reader.take("drop_sample", sample).unwrap_or(64),
+            interface,
+            listen,
+            egress,
+            first_egress_port,
+            last_egress_port,
+        };
+        reader.take_list("carrier", |raw| {
+            raw.one_of(&[
+                ("udp", Ok(())),
+                (
+                    "ip-option",
+                    Err("this build carries tokens in UDP only: write [\"udp\"]"),
+                ),
+            ])?
+            .map_err(str::to_owned)
+        });
+        reader.take("store.kind", |raw| {
+            raw.one_of(&[
+                ("redb", Ok(())),
+                ("etcd", Err("this build keeps users in redb only: write \"redb\"")),
+            ])?
+            .map_err(str::to_owned)
+        });
+        let max_users = reader.take("max_users", |raw| raw.integer(1..=MAX_USERS));
+        config.check_addresses(reader);
+        config.check_capacity(reader, max_users);
+        Ok(config)
+    }
+
+    /// How many users the egress addresses and ports have room for: each family by itself, since a user has one
+    /// destination of one family.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        let ports = u32::from(self.last_egress_port.saturating_sub(self.first_egress_port)) + 1;
+        let of_family = |v4: bool| self.egress.iter().filter(|address| address.is_ipv4() == v4).count() as u32;
+        [of_family(true), of_family(false)]
+            .into_iter()
+            .filter(|n| *n > 0)
+            .min()
+            .unwrap_or(0)
+            .saturating_mul(ports)
+    }
+
+    fn check_capacity(&mut self, reader: &mut Reader<'_>, max_users: Option<u32>) {
+        let capacity = self.capacity();
+        match max_users {
+            Some(max_users) if max_users > capacity && capacity > 0 => {
+                let ports = u32::from(self.last_egress_port - self.first_egress_port) + 1;
+                reader.fault(
+                    "max_users",
+                    format!(
+                        "max_users is {max_users}, but the egress addresses and ports have room for {capacity} \
+                         ({} × {ports} ports): add addresses to `egress`, widen `egress_ports`, or write at most \
+                         {capacity}",
+                        capacity / ports
+                    ),
+                );
+            }
+            Some(max_users) => self.max_users = max_users,
+            None => self.max_users = DEFAULT_MAX_USERS.min(capacity),
+        }
+    }
+
+    fn check_addresses(&self, reader: &mut Reader<'_>) {
+        let limits = [
+            ("listen", self.listen.len(), MAX_LISTENERS, "listeners"),
+            (
+                "egress",
+                self.egress.iter().filter(|a| a.is_ipv4()).count(),
+                MAX_EGRESS,
+                "IPv4 egress addresses",
+            ),
+            (
+                "egress",
+                self.egress.iter().filter(|a| a.is_ipv6()).count(),
+                MAX_EGRESS,
+                "IPv6 egress addresses",
+            ),
+        ];
+        for (key, found, most, what) in limits {
+            if found > most {
+                reader.fault(key, format!("{found} {what}; a relay has at most {most}"));
+            }
+        }
+        for (key, addresses) in [
+            ("listen", self.listen.iter().map(SocketAddr::ip).collect::<Vec<_>>()),
+            ("egress", self.egress.clone()),
+        ] {
+            for address in distinct(addresses.into_iter())
+                .into_iter()
+                .filter(|address| !is_host(*address))
+            {
+                reader.fault(
+                    key,
+                    format!("{address} is not the address of a host: write one of the interface's own"),
+                );
+            }
+        }
+        for (i, listener) in self.listen.iter().enumerate() {
+            if self.listen[..i].contains(listener) {
+                reader.fault("listen", format!("{listener} is there twice"));
+            }
+            let in_range = (self.first_egress_port..=self.last_egress_port).contains(&listener.port());
+            if in_range && self.egress.contains(&listener.ip()) {
+                reader.fault(
+                    "egress_ports",
+                    format!(
+                        "the listener {listener} is inside {}-{} on an egress address: move one of them",
+                        self.first_egress_port, self.last_egress_port
+                    ),
+                );
+            }
+            if listener.port() == 0 {
+                reader.fault("listen", format!("{listener} has no port: write one from 1 to 65535"));
+            }
+        }
+        for (i, address) in self.egress.iter().enumerate() {
+            if self.egress[..i].contains(address) {
+                reader.fault("egress", format!("{address} is there twice"));
+            }
+        }
+        if reader.is_given("listen") && self.listen.is_empty() {
+            reader.fault("listen", "no listener: write at least one address and port".to_owned());
+        }
+        if reader.is_given("egress") && self.egress.is_empty() {
+            reader.fault(
+                "egress",
+                "no egress address: write at least one, or leave the key out".to_owned(),
+            );
+        }
+    }
+
+    fn warnings(&self, reader: &Reader<'_>) -> Vec<Fault> {
+        let mut warnings = Vec::new();
+        if let Ok(tick) = crate::datapath::clock::tick() {
+            let least = (u128::from(self.packets_per_second) * tick.as_nanos()).div_ceil(1_000_000_000);
+            if u128::from(self.burst) < least {
+                warnings.push(Fault {
+                    place: reader.place("limits.burst"),
+                    message: format!(
+                        "a burst of {} is raised to {least}: the kernel's tick here is {} ms, and {} packets/s are \
+                         {least} in that time",
+                        self.burst,
+                        tick.as_millis(),
+                        self.packets_per_second
+                    ),
+                });
+            }
+        }
+        warnings
+    }
+}
+
+/// The faults found so far rather than a consequence of them.
+fn with_faults(reader: &mut Reader<'_>, error: String) -> ConfigError {
+    if reader.faults.is_empty() {
+        return ConfigError::NoAddresses(error);
+    }
+    reader.fault("interface", error);
+    ConfigError::Faults(std::mem::take(&mut reader.faults))
+}
+
+/// All addresses of the interface that others can reach, with the default port.
+fn default_listeners(interface: &str) -> Result<Vec<SocketAddr>, String> {
+    let all = getifaddrs().map_err(|error| format!("listing the addresses of {interface}: {error}"))?;
+    let mut exists = false;
+    let mut addresses = Vec::new();
+    for entry in all.filter(|entry| entry.interface_name == interface) {
+        exists = true;
+        let Some(address) = entry.address else { continue };
+        debug_assert!(address.len() > 0);
+        if let Some(v4) = address.as_sockaddr_in() {
+            addresses.push(IpAddr::V4(v4.ip()));
+        } else if let Some(v6) = address.as_sockaddr_in6() {
+            addresses.push(IpAddr::V6(v6.ip()));
+        }
+    }
+    if !exists {
+        return Err(format!(
+            "there is no interface `{interface}` here; set `interface` in relay.toml, or RELAY_INTERFACE"
+        ));
+    }
+    addresses.retain(|address| is_host(*address));
+    addresses.sort();
+    addresses.truncate(MAX_LISTENERS);
+    if addresses.is_empty() {
+        return Err(format!(
+            "{interface} has no address that others can reach: give it one, or set `listen` in relay.toml"
+        ));
+    }
+    Ok(addresses
+        .into_iter()
+        .map(|address| SocketAddr::new(address, DEFAULT_PORT))
+        .collect())
+}
+
+/// Whether packets can go to and come from this address across links.
+fn is_host(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !(v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast() || v4.is_link_local()),
+        IpAddr::V6(v6) => {
+            !(v6.is_unspecified() || v6.is_multicast() || v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some())
+        }
+    }
+}
+
+fn distinct(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let mut distinct = Vec::new();
+    for address in addresses {
+        if !distinct.contains(&address) {
+            distinct.push(address);
+        }
+    }
+    distinct
+}
+
+fn port_range(raw: &Raw) -> Result<(u16, u16), String> {
+    let text = raw.text()?;
+    let expected = || format!("is \"{text}\"; expected a range of ports, like \"10000-59999\"");
+    let (first, last) = text.split_once('-').ok_or_else(expected)?;
+    let first: u16 = first.trim().parse().map_err(|_| expected())?;
+    let last: u16 = last.trim().parse().map_err(|_| expected())?;
+    if first == 0 || first > last {
+        return Err(expected());
+    }
+    Ok((first, last))
+}
+
+fn sample(raw: &Raw) -> Result<u32, String> {
+    let sample = raw.integer(0..=1 << 30)?;
+    if sample == 0 || sample.is_power_of_two() {
+        return Ok(sample);
+    }
+    Err(format!("is {sample}; expected a power of two, or 0 for never"))
+}
+
+#[cfg(test)]
+mod tests;

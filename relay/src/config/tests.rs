@@ -1,0 +1,208 @@
+use proptest::prelude::*;
+use rstest::rstest;
+
+use super::*;
+
+fn sources(text: &str) -> (tempfile::TempDir, Sources) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relay.toml");
+    fs::write(&path, text).unwrap();
+    (
+        folder,
+        Sources {
+            file: Some(path),
+            ..Sources::default()
+        },
+    )
+}
+
+fn load(text: &str) -> Result<Checked, ConfigError> {
+    let (_folder, sources) = sources(text);
+    Config::load(&sources)
+}
+
+/// The faults of a file as `line:column: message`.
+fn faults(text: &str) -> Vec<String> {
+    match load(text) {
+        Err(ConfigError::Faults(faults)) => faults
+            .into_iter()
+            .map(|fault| match fault.place {
+                Place::File { line, column, .. } => format!("{line}:{column}: {}", fault.message),
+                place => format!("{place}: {}", fault.message),
+            })
+            .collect(),
+        other => panic!("expected faults, not {other:?}"),
+    }
+}
+
+const LISTEN: &str = "listen = [\"192.0.2.1:4500\"]\n";
+
+#[test]
+fn the_documented_example_is_valid_and_says_what_it_says() {
+    let checked = load(
+        r#"
+interface = "eth1"
+listen = ["192.0.2.1:4500", "[2001:db8::1]:4500"]
+egress = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"]
+egress_ports = "10000-59999"
+relay_id = 7
+max_users = 100_000
+http = "127.0.0.1:9090"
+admin = "/run/lumenlink/relay.sock"
+state_dir = "/var/lib/lumenlink"
+unmatched = "drop"
+header_protection = false
+carrier = ["udp"]
+[limits]
+packets_per_second = 20000
+burst = 2000
+[xdp]
+mode = "native"
+persist = true
+[store]
+kind = "redb"
+"#,
+    )
+    .unwrap();
+    assert_eq!(checked.warnings, []);
+    let config = checked.config;
+    assert_eq!(
+        (config.relay_id, config.max_users, config.capacity()),
+        (7, 100_000, 100_000)
+    );
+    assert_eq!((config.packets_per_second, config.burst), (20_000, 2000));
+    assert_eq!((config.xdp_mode, config.xdp_persist), (XdpMode::Native, true));
+    assert_eq!(config.xdp_pin_dir, Path::new("/sys/fs/bpf/lumenlink/eth1"));
+    assert!(config.drop_unmatched && !config.header_protection);
+}
+
+#[test]
+fn five_faults_are_five_messages_with_their_places() {
+    let found = faults(
+        "interfase = \"eth0\"\nlisten = [\"192.0.2.1\", \"192.0.2.1:4500\"]\negress_ports = \"9-8\"\n\
+         [limits]\nburst = 0\n[xdp]\nmode = \"fast\"\n",
+    );
+    assert_eq!(
+        found,
+        [
+            "1:1: unknown key `interfase`; did you mean `interface`?",
+            "2:1: an item of `listen` is \"192.0.2.1\"; expected an address and port, like \"192.0.2.1:4500\"",
+            "3:1: `egress_ports` is \"9-8\"; expected a range of ports, like \"10000-59999\"",
+            "5:1: `limits.burst` is 0; expected an integer from 1 to 1000000",
+            "7:1: `xdp.mode` is \"fast\"; expected \"auto\" or \"native\" or \"generic\"",
+        ]
+    );
+}
+
+#[rstest]
+#[case::a_syntax_error("http = \n", "1:8: ")]
+#[case::a_wrong_type("relay_id = \"one\"\n", "2:1: `relay_id` is a string; expected an integer")]
+#[case::a_wildcard_listener("egress = [\"0.0.0.0\"]\n", "2:1: 0.0.0.0 is not the address of a host")]
+#[case::a_listener_in_the_egress_range(
+    "egress_ports = \"4000-5000\"\nmax_users = 1\n",
+    "2:1: the listener 192.0.2.1:4500 is inside"
+)]
+#[case::etcd(
+    "[store]\nkind = \"etcd\"\n",
+    "3:1: `store.kind` this build keeps users in redb only"
+)]
+#[case::the_option_carrier(
+    "carrier = [\"ip-option\"]\n",
+    "2:1: an item of `carrier` this build carries tokens in UDP only"
+)]
+#[case::a_sample_that_is_no_power_of_two("drop_sample = 3\n", "2:1: `drop_sample` is 3; expected a power of two")]
+#[case::a_relative_path(
+    "admin = \"relay.sock\"\n",
+    "2:1: `admin` is \"relay.sock\"; expected an absolute path"
+)]
+#[case::no_egress_at_all("egress = []\n", "2:1: no egress address")]
+#[case::an_address_twice("egress = [\"192.0.2.1\", \"192.0.2.1\"]\n", "2:1: 192.0.2.1 is there twice")]
+#[case::too_many_users(
+    "max_users = 50001\n",
+    "2:1: max_users is 50001, but the egress addresses and ports have room for 50000 (1 × 50000 ports)"
+)]
+fn a_fault_says_where_it_is_and_what_to_write(#[case] text: &str, #[case] expected: &str) {
+    let text = if text.starts_with("http") {
+        text.to_owned()
+    } else {
+        format!("{LISTEN}{text}")
+    };
+    let found = faults(&text);
+    assert!(found.iter().any(|fault| fault.starts_with(expected)), "{found:#?}");
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_over_the_file_over_the_default() {
+    let (_folder, mut sources) = sources(&format!("{LISTEN}relay_id = 2\nmax_users = 10\n"));
+    let ids = |sources: &Sources| {
+        let config = Config::load(sources).unwrap().config;
+        (config.relay_id, config.max_users, config.burst)
+    };
+    assert_eq!(ids(&sources), (2, 10, 1000));
+    sources.environment.insert("RELAY_RELAY_ID".into(), "3".into());
+    sources.environment.insert("RELAY_LIMITS_BURST".into(), "2_000".into());
+    assert_eq!(ids(&sources), (3, 10, 2000));
+    sources.flags.insert("relay_id", "4".into());
+    assert_eq!(ids(&sources), (4, 10, 2000));
+    sources.environment.insert("RELAY_MAX_USERS".into(), "many".into());
+    let error = Config::load(&sources).unwrap_err().to_string();
+    assert!(
+        error.contains("environment variable RELAY_MAX_USERS: `max_users` is \"many\""),
+        "{error}"
+    );
+}
+
+#[test]
+fn without_max_users_there_are_as_many_as_fit() {
+    assert_eq!(load(LISTEN).unwrap().config.max_users, 50_000);
+    let two = load(&format!(
+        "{LISTEN}egress = [\"192.0.2.1\", \"192.0.2.2\", \"192.0.2.3\"]\n"
+    ))
+    .unwrap();
+    assert_eq!(two.config.max_users, 100_000);
+}
+
+#[test]
+fn a_burst_below_one_tick_is_a_warning() {
+    let checked = load(&format!("{LISTEN}[limits]\npackets_per_second = 10000000\nburst = 1\n")).unwrap();
+    assert!(
+        checked.warnings[0].to_string().contains("a burst of 1 is raised to"),
+        "{:?}",
+        checked.warnings
+    );
+}
+
+#[test]
+fn an_interface_that_is_not_there_is_named() {
+    let mut sources = Sources {
+        file: None,
+        ..Sources::default()
+    };
+    sources.environment.insert("RELAY_INTERFACE".into(), "nosuch0".into());
+    let error = Config::load(&sources).unwrap_err().to_string();
+    assert!(error.contains("there is no interface `nosuch0` here"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_an_error_only_if_it_was_named() {
+    let sources = Sources {
+        file: Some("/nonexistent/relay.toml".into()),
+        ..Sources::default()
+    };
+    let error = Config::load(&sources).unwrap_err().to_string();
+    assert!(error.starts_with("reading /nonexistent/relay.toml"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text: String) {
+        let _either = load(&text);
+    }
+
+    #[test]
+    fn no_value_makes_it_panic(key in prop::sample::select(KEYS.to_vec()), value in "[\\[\\]\"a-z0-9:.,/ =-]{0,20}") {
+        let (section, name) = key.split_once('.').unwrap_or(("", key));
+        let header = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
+        let _either = load(&format!("{LISTEN}{header}{name} = {value}\n"));
+    }
+}
