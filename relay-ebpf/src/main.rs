@@ -5,6 +5,10 @@
 #![feature(core_intrinsics, asm_experimental_arch)]
 #![expect(missing_docs, reason = "the xdp macro makes the public functions")]
 #![expect(
+    clippy::needless_pass_by_value,
+    reason = "the xdp macro hands the programs their context by value"
+)]
+#![expect(
     internal_features,
     reason = "BPF has compare-and-swap, but core::sync::atomic does not offer it there"
 )]
@@ -207,10 +211,8 @@ impl Timer {
             return Self::OFF;
         }
         // SAFETY: the helper takes no arguments and only reads kernel state.
-        Self {
-            latency,
-            start_ns: unsafe { bpf_ktime_get_ns() },
-        }
+        let start_ns = unsafe { bpf_ktime_get_ns() };
+        Self { latency, start_ns }
     }
 
     #[inline(always)]
@@ -262,9 +264,8 @@ impl Kernel {
         // Opaque, or the compiler takes the zeros above for granted; the loader replaces them.
         let settings = opaque((&raw const SETTINGS).cast_mut());
         // SAFETY: points to SETTINGS, which is not written while the program is loaded.
-        Self {
-            settings: unsafe { &*settings },
-        }
+        let settings = unsafe { &*settings };
+        Self { settings }
     }
 
     #[inline(always)]
@@ -377,6 +378,10 @@ impl Memory for Kernel {
 /// The same pointer, of which the compiler knows nothing: it can then neither fold what it points to, nor replace a
 /// check of it against the packet's end by one that the verifier does not follow.
 #[inline(always)]
+#[expect(
+    clippy::pointers_in_nomem_asm_block,
+    reason = "the pointer is moved, nothing is read or written through it"
+)]
 fn opaque<T>(pointer: *mut T) -> *mut T {
     let same: *mut T;
     // SAFETY: a move between registers. (No instruction at all would give two source lines one place in the program,
