@@ -1,5 +1,15 @@
 //! What the relay does with each packet: every reason of the protocol, in both families, with and without header
 //! protection, in this process and in the kernel.
 
+mod concurrency;
+mod downlink;
+mod limits;
+mod property;
 mod reasons;
+mod reporting;
+mod rewriting;
+mod roaming;
 mod scene;
+mod tokens;
+mod unrelated;
+mod window;

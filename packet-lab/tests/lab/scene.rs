@@ -181,7 +181,7 @@ pub fn user(family: Family) -> User {
 }
 
 /// Two users, one of each family; the one of `family` is in [`SLOT`].
-fn world(family: Family, tokens: Tokens) -> World {
+pub fn world(family: Family, tokens: Tokens) -> World {
     let other = if family == Family::V4 { Family::V6 } else { Family::V4 };
     let bystander = User {
         slot: 2,
