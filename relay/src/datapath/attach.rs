@@ -111,10 +111,10 @@ impl Pins {
     ///
     /// # Errors
     /// See [`AttachError`]; nothing was changed but for the folder having been made.
-    pub fn open(dir: &Path, max_users: u32, ifindex: u32) -> Result<Self, AttachError> {
+    pub fn open(dir: &Path, max_users: u32, interface: &Interface) -> Result<Self, AttachError> {
         make_folder(dir)?;
         let pins = Self { dir: dir.to_owned() };
-        pins.check(max_users, ifindex)?;
+        pins.check(max_users, interface)?;
         Ok(pins)
     }
 
@@ -128,7 +128,7 @@ impl Pins {
         self.dir.join(LINK)
     }
 
-    fn check(&self, max_users: u32, ifindex: u32) -> Result<(), AttachError> {
+    fn check(&self, max_users: u32, interface: &Interface) -> Result<(), AttachError> {
         let found = self.names()?;
         let foreign = |found: String| AttachError::ForeignPins {
             dir: self.dir.clone(),
@@ -141,15 +141,7 @@ impl Pins {
             return Err(foreign(format!("it holds `{name}`")));
         }
         if found.iter().any(|name| name == LINK) {
-            let pinned = PinnedLink::from_pin(self.link_path()).map_err(|error| foreign(error.to_string()))?;
-            let link = FdLink::from(pinned);
-            let target = link_ifindex(&link).map_err(|error| foreign(error.to_string()))?;
-            match target {
-                Some(target) if target == ifindex => {}
-                Some(0) => {}
-                Some(other) => return Err(foreign(format!("its link is on the interface with index {other}"))),
-                None => return Err(foreign("its link is not an XDP link".to_owned())),
-            }
+            self.check_link(interface).map_err(foreign)?;
         }
         let stale = |found: String| AttachError::StalePins {
             dir: self.dir.clone(),
@@ -172,6 +164,27 @@ impl Pins {
             }
         }
         Ok(())
+    }
+
+    /// Whether the pinned link is on this interface, or on one that is gone; says what it is otherwise.
+    fn check_link(&self, interface: &Interface) -> Result<(), String> {
+        let pinned = PinnedLink::from_pin(self.link_path()).map_err(|error| error.to_string())?;
+        let link = FdLink::from(pinned);
+        match link_ifindex(&link).map_err(|error| error.to_string())? {
+            Some(0) => Ok(()),
+            Some(target) if target != interface.index => {
+                Err(format!("its link is on the interface with index {target}"))
+            }
+            Some(_) => {
+                // Indexes repeat across network namespaces; numbers of programs do not.
+                let linked = link.info().map_err(|error| error.to_string())?.program_id();
+                match interface.program {
+                    Some(attached) if attached.id == linked => Ok(()),
+                    _ => Err("its link is on an interface of another network namespace".to_owned()),
+                }
+            }
+            None => Err("its link is not an XDP link".to_owned()),
+        }
     }
 
     fn names(&self) -> Result<Vec<String>, AttachError> {
@@ -254,6 +267,13 @@ fn make_folder(dir: &Path) -> Result<(), AttachError> {
         });
     }
     fs::create_dir_all(dir).map_err(pins_error("making", dir))
+}
+
+/// The kernel's number of the program that a relay left attached by the pins in `dir`, if there is one.
+#[must_use]
+pub fn pinned_program(dir: &Path) -> Option<u32> {
+    let link = FdLink::from(PinnedLink::from_pin(dir.join(LINK)).ok()?);
+    Some(link.info().ok()?.program_id())
 }
 
 /// Whether a folder is on a BPF file system.

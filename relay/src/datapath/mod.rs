@@ -7,7 +7,10 @@ pub mod events;
 pub mod interface;
 pub mod maps;
 pub mod mmap;
+mod netdev;
+mod netlink;
 pub mod next_hops;
+pub mod preflight;
 pub mod program;
 pub mod publish;
 
@@ -161,7 +164,7 @@ impl Datapath {
         let tick = clock::tick()?;
         let settings = settings(config, &interface, header_key, tick);
         let pins = match config.xdp_persist {
-            true => Some(Pins::open(&config.xdp_pin_dir, config.max_users, interface.index)?),
+            true => Some(Pins::open(&config.xdp_pin_dir, config.max_users, &interface)?),
             false => None,
         };
         let mut loaded = Loaded::new(&LoadOptions {

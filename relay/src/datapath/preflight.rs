@@ -1,0 +1,422 @@
+//! Whether a relay can run here: what the kernel, this process and the interface offer, looked at one by one without
+//! loading or attaching anything, and for each thing that is amiss what to do about it.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use aya::{programs::loaded_programs, util::KernelVersion};
+use nix::{ifaddrs::getifaddrs, sys::utsname::uname};
+use serde::Serialize;
+
+use super::{
+    attach::{is_bpffs, pinned_program},
+    interface::{AttachedProgram, Interface},
+    netdev,
+};
+use crate::config::{Config, XdpMode};
+
+/// Since when the kernel has all that the program uses: atomic compare-and-swap in BPF programs, 5.12 on x86-64; 5.18
+/// on arm64.
+const OLDEST_KERNEL: (u8, u8) = match cfg!(target_arch = "aarch64") {
+    true => (5, 18),
+    false => (5, 12),
+};
+/// Most bytes of an IP packet that drivers with one page for each packet take with native XDP, about: a page less
+/// headroom, Ethernet header and the kernel's bookkeeping.
+const NATIVE_MTU: u32 = 3498;
+/// `CAP_SYS_ADMIN`, which stands for the BPF capabilities too (include/uapi/linux/capability.h).
+const SYS_ADMIN: u32 = 21;
+/// The capabilities that a relay needs, and what for.
+const CAPABILITIES: [(&str, u32, &str); 3] = [
+    ("CAP_NET_ADMIN", 12, "to attach to an interface"),
+    ("CAP_PERFMON", 38, "to have the program verified"),
+    ("CAP_BPF", 39, "to load programs and make maps"),
+];
+
+/// How something was found.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// As it should be.
+    Ok,
+    /// A relay runs, but not as well as it could.
+    Warning,
+    /// A relay does not start.
+    Failure,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Item {
+    /// What was looked at.
+    pub name: &'static str,
+    /// Whether it will do.
+    pub status: Status,
+    /// What was found.
+    pub found: String,
+    /// What to do about it; none if it will do.
+    pub fix: Option<String>,
+}
+
+impl Item {
+    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            name,
+            status: Status::Ok,
+            found: found.into(),
+            fix: None,
+        }
+    }
+
+    fn amiss(name: &'static str, status: Status, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            name,
+            status,
+            found: found.into(),
+            fix: Some(fix.into()),
+        }
+    }
+}
+
+/// Looks at everything that a relay with this configuration needs.
+#[must_use]
+pub fn check(config: &Config) -> Vec<Item> {
+    let mut items = vec![kernel(), btf(), jit(), capabilities()];
+    if config.xdp_persist {
+        items.push(bpffs(&config.xdp_pin_dir));
+    }
+    match Interface::read(&config.interface) {
+        Ok(interface) => {
+            items.push(link(&interface));
+            items.push(driver(&interface));
+            items.push(native_xdp(&interface, config.xdp_mode));
+            items.push(mtu(&interface, config.xdp_mode));
+            items.push(queues(&interface));
+            items.push(program(&interface, config));
+            items.push(addresses(config));
+        }
+        Err(error) => items.push(Item::amiss(
+            "interface",
+            Status::Failure,
+            error.to_string(),
+            "name an Ethernet interface: `interface` in relay.toml, or RELAY_INTERFACE",
+        )),
+    }
+    items
+}
+
+/// The worst status of all, `Ok` for none.
+#[must_use]
+pub fn worst(items: &[Item]) -> Status {
+    items.iter().map(|item| item.status).max().unwrap_or(Status::Ok)
+}
+
+fn kernel() -> Item {
+    let release = uname().map_or_else(
+        |_| "unknown".to_owned(),
+        |name| name.release().to_string_lossy().into_owned(),
+    );
+    let (major, minor) = OLDEST_KERNEL;
+    let fix = format!("a kernel of at least {major}.{minor}: the program uses atomic operations that came with it");
+    let found = format!("Linux {release}");
+    match KernelVersion::current() {
+        Ok(version) if version < KernelVersion::new(major, minor, 0) => {
+            Item::amiss("kernel", Status::Failure, found, fix)
+        }
+        Ok(_) => Item::ok("kernel", found),
+        Err(_) => Item::amiss(
+            "kernel",
+            Status::Warning,
+            format!("{found}, a version not understood"),
+            fix,
+        ),
+    }
+}
+
+fn btf() -> Item {
+    let path = "/sys/kernel/btf/vmlinux";
+    if Path::new(path).exists() {
+        return Item::ok("btf", path);
+    }
+    Item::amiss(
+        "btf",
+        Status::Warning,
+        format!("no {path}"),
+        "nothing is needed to relay; for bpftool to show maps with their fields, a kernel with CONFIG_DEBUG_INFO_BTF",
+    )
+}
+
+fn jit() -> Item {
+    let path = "/proc/sys/net/core/bpf_jit_enable";
+    match fs::read_to_string(path).as_deref().map(str::trim) {
+        Ok("0") => Item::amiss(
+            "bpf_jit",
+            Status::Warning,
+            "off: programs are interpreted, several times slower",
+            "sysctl net.core.bpf_jit_enable=1",
+        ),
+        Ok(_) => Item::ok("bpf_jit", "on"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Item::ok("bpf_jit", "not shown in this network namespace")
+        }
+        Err(error) => Item::amiss(
+            "bpf_jit",
+            Status::Warning,
+            format!("{path}: {error}"),
+            "check as root that it is 1",
+        ),
+    }
+}
+
+fn capabilities() -> Item {
+    let name = "capabilities";
+    let status = fs::read_to_string("/proc/self/status");
+    let effective = status.ok().as_deref().and_then(effective_capabilities);
+    let Some(effective) = effective else {
+        return Item::amiss(
+            name,
+            Status::Warning,
+            "/proc/self/status does not tell",
+            "mount /proc, and run as root",
+        );
+    };
+    let missing = missing_capabilities(effective);
+    if !missing.is_empty() {
+        let list: Vec<_> = missing.iter().map(|(name, _, use_)| format!("{name} {use_}")).collect();
+        return Item::amiss(
+            name,
+            Status::Failure,
+            format!("missing: {}", list.join(", ")),
+            "run as root, or grant them: AmbientCapabilities= of a systemd unit, `--cap-add` of a container, or \
+             `setcap cap_bpf,cap_net_admin,cap_perfmon+ep` on the binary",
+        );
+    }
+    // Capabilities in a user namespace of one's own do not count for BPF, which asks for them in the first one.
+    match fs::read_to_string("/proc/self/uid_map") {
+        Ok(map) if map.split_whitespace().ne(["0", "0", "4294967295"]) => Item::amiss(
+            name,
+            Status::Warning,
+            "this process is in a user namespace, where capabilities do not allow to load programs",
+            "run it outside, or in a container without a user namespace of its own",
+        ),
+        _ => Item::ok(name, CAPABILITIES.map(|(name, ..)| name).join(", ")),
+    }
+}
+
+/// The effective set in the text of `/proc/<pid>/status`.
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let field = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(field.trim(), 16).ok()
+}
+
+fn missing_capabilities(effective: u64) -> Vec<(&'static str, u32, &'static str)> {
+    let has = |bit: u32| effective & (1 << bit) != 0;
+    let stood_for = |bit: u32| bit > SYS_ADMIN && has(SYS_ADMIN);
+    let missing = CAPABILITIES.iter().filter(|(_, bit, _)| !has(*bit) && !stood_for(*bit));
+    missing.copied().collect()
+}
+
+fn bpffs(pin_dir: &Path) -> Item {
+    let name = "bpffs";
+    let existing: Option<PathBuf> = pin_dir.ancestors().find(|folder| folder.exists()).map(Path::to_owned);
+    match existing {
+        Some(folder) if is_bpffs(&folder) => Item::ok(name, format!("{} is on one", pin_dir.display())),
+        _ if pin_dir.starts_with("/sys/fs/bpf") => Item::ok(name, "none on /sys/fs/bpf yet: the relay mounts it"),
+        _ => Item::amiss(
+            name,
+            Status::Failure,
+            format!("{} is not on a BPF file system", pin_dir.display()),
+            "mount one there (`mount -t bpf bpf FOLDER`), or set xdp.pin_dir to a folder under /sys/fs/bpf",
+        ),
+    }
+}
+
+fn link(interface: &Interface) -> Item {
+    let found = format!("{}, index {}", interface.name, interface.index);
+    if interface.up {
+        return Item::ok("interface", format!("{found}, up"));
+    }
+    Item::amiss(
+        "interface",
+        Status::Warning,
+        format!("{found}, down or without carrier"),
+        format!(
+            "`ip link set {} up`, and check the cable or the virtual link",
+            interface.name
+        ),
+    )
+}
+
+fn driver(interface: &Interface) -> Item {
+    Item::ok("driver", interface.driver.as_deref().unwrap_or("not known"))
+}
+
+fn native_xdp(interface: &Interface, mode: XdpMode) -> Item {
+    let name = "native_xdp";
+    let fix = "use an interface whose driver has native XDP; xdp.mode = \"generic\" works with any, but is slower";
+    let status = match mode {
+        XdpMode::Native => Status::Failure,
+        XdpMode::Auto => Status::Warning,
+        XdpMode::Generic => Status::Ok,
+    };
+    match netdev::runs_xdp(interface.index) {
+        Ok(Some(true)) => Item::ok(name, "yes"),
+        Ok(Some(false)) if status == Status::Ok => Item::ok(name, "no, and xdp.mode = \"generic\" needs none"),
+        Ok(Some(false)) => Item::amiss(name, status, "the driver has none", fix),
+        Ok(None) => Item::ok(
+            name,
+            "not known: kernels before 6.3 do not tell; attaching falls back to generic mode",
+        ),
+        Err(error) => Item::amiss(
+            name,
+            Status::Warning,
+            format!("asking the kernel (netlink): {error}"),
+            fix,
+        ),
+    }
+}
+
+fn mtu(interface: &Interface, mode: XdpMode) -> Item {
+    let found = format!("{} bytes", interface.mtu);
+    if interface.mtu <= NATIVE_MTU || mode == XdpMode::Generic {
+        return Item::ok("mtu", found);
+    }
+    Item::amiss(
+        "mtu",
+        Status::Warning,
+        format!("{found}: many drivers refuse native XDP above about {NATIVE_MTU}"),
+        format!(
+            "if attaching natively fails: `ip link set {} mtu 1500`, on both ends of a virtual link",
+            interface.name
+        ),
+    )
+}
+
+fn queues(interface: &Interface) -> Item {
+    let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
+    let found = format!(
+        "{} to receive, {} to send, {cpus} CPUs",
+        interface.rx_queues, interface.tx_queues
+    );
+    if cpus > 1 && interface.rx_queues == 1 {
+        return Item::amiss(
+            "queues",
+            Status::Warning,
+            format!("{found}: one CPU does all the work"),
+            format!("`ethtool -L {} combined {cpus}`, if the driver can", interface.name),
+        );
+    }
+    Item::ok("queues", found)
+}
+
+/// Whether somebody else's program is in the way.
+fn program(interface: &Interface, config: &Config) -> Item {
+    let name = "attached_program";
+    let Some(AttachedProgram { id, .. }) = interface.program else {
+        return Item::ok(name, "none");
+    };
+    if config.xdp_persist && pinned_program(&config.xdp_pin_dir) == Some(id) {
+        return Item::ok(
+            name,
+            format!("this relay's own, number {id}: a start takes over from it"),
+        );
+    }
+    let called = program_name(id).map_or_else(String::new, |called| format!(" `{called}`"));
+    let interface = &interface.name;
+    Item::amiss(
+        name,
+        Status::Failure,
+        format!("program{called}, number {id}, is on {interface}, and there is room for one"),
+        format!(
+            "`bpftool net show dev {interface}` and `bpftool prog show id {id}` tell whose it is; stop what holds it \
+             (a relay that runs already: `lumenlink-relay detach`), or `ip link set {interface} xdp off`"
+        ),
+    )
+}
+
+/// What a loaded program is called, if this process may ask.
+fn program_name(id: u32) -> Option<String> {
+    let found = loaded_programs().flatten().find(|program| program.id() == id)?;
+    found.name_as_str().map(str::to_owned)
+}
+
+/// Whether the host answers for the relay's addresses: nobody finds those that it has not.
+fn addresses(config: &Config) -> Item {
+    let name = "addresses";
+    let held: Vec<_> = match getifaddrs() {
+        Ok(found) => found
+            .filter(|entry| entry.interface_name == config.interface)
+            .filter_map(|entry| {
+                let address = entry.address?;
+                let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+                v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+            })
+            .collect(),
+        Err(error) => {
+            let found = format!("asking the kernel: {error}");
+            return Item::amiss(name, Status::Warning, found, "check that /proc and netlink can be used");
+        }
+    };
+    let listeners = config.listen.iter().map(SocketAddr::ip);
+    let mut missing: Vec<_> = listeners
+        .chain(config.egress.iter().copied())
+        .filter(|ip| !held.contains(ip))
+        .collect();
+    missing.sort();
+    missing.dedup();
+    if missing.is_empty() {
+        return Item::ok(name, format!("all on {}", config.interface));
+    }
+    let list = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Item::amiss(
+        name,
+        Status::Warning,
+        format!("{list} not on {}", config.interface),
+        format!(
+            "`ip address add ADDRESS dev {}`, unless a router sends their packets here",
+            config.interface
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_capability_is_named_and_cap_sys_admin_stands_for_those_of_bpf() {
+        let names = |effective| {
+            missing_capabilities(effective)
+                .iter()
+                .map(|(name, ..)| *name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(0), ["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"]);
+        assert_eq!(names(1 << 12 | 1 << 39), ["CAP_PERFMON"]);
+        assert_eq!(names(1 << SYS_ADMIN), ["CAP_NET_ADMIN"]);
+        assert!(names(1 << 12 | 1 << SYS_ADMIN).is_empty());
+    }
+
+    #[test]
+    fn the_effective_set_is_read_from_proc() {
+        let status = "Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000001000\n";
+        assert_eq!(effective_capabilities(status), Some(1 << 12));
+        assert_eq!(effective_capabilities("Name:\tx\n"), None);
+        assert!(effective_capabilities(&fs::read_to_string("/proc/self/status").unwrap()).is_some());
+    }
+
+    #[test]
+    fn the_worst_status_is_a_failures() {
+        let items = [
+            Item::ok("a", "x"),
+            Item::amiss("b", Status::Failure, "x", "y"),
+            Item::amiss("c", Status::Warning, "x", "y"),
+        ];
+        assert_eq!(worst(&items), Status::Failure);
+        assert_eq!(worst(&[]), Status::Ok);
+    }
+}
