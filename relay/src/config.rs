@@ -21,28 +21,64 @@ use self::read::{Raw, Reader};
 /// Where the configuration is looked for when nothing names it.
 pub const DEFAULT_FILE: &str = "/etc/lumenlink/relay.toml";
 
-/// Every key, `section.name`.
-pub const KEYS: [&str; 20] = [
-    "interface",
-    "listen",
-    "egress",
-    "egress_ports",
-    "relay_id",
-    "max_users",
-    "http",
-    "admin",
-    "state_dir",
-    "unmatched",
-    "header_protection",
-    "carrier",
-    "latency_sample",
-    "drop_sample",
-    "limits.packets_per_second",
-    "limits.burst",
-    "xdp.mode",
-    "xdp.persist",
-    "xdp.pin_dir",
-    "store.kind",
+/// Every key, `section.name`, and what it says.
+pub const KEYS: [(&str, &str); 20] = [
+    ("interface", "Where packets arrive and leave [default: eth0]"),
+    (
+        "listen",
+        "Where clients send to, ADDRESS:PORT,… [default: the interface's addresses, port 4500]",
+    ),
+    (
+        "egress",
+        "Where relayed packets come from, ADDRESS,… [default: the listeners' addresses]",
+    ),
+    (
+        "egress_ports",
+        "Ports of each egress address, one a user [default: 10000-59999]",
+    ),
+    ("relay_id", "The relay's id in tokens [default: 1]"),
+    (
+        "max_users",
+        "Slots [default: 100000, or what the egress ports have room for]",
+    ),
+    ("http", "Where health and metrics are served [default: 127.0.0.1:9090]"),
+    (
+        "admin",
+        "The admin API's Unix socket [default: /run/lumenlink/relay.sock]",
+    ),
+    (
+        "state_dir",
+        "Where users and the header key are kept [default: /var/lib/lumenlink]",
+    ),
+    (
+        "unmatched",
+        "Packets to an egress port that no user expects: pass or drop [default: pass]",
+    ),
+    ("header_protection", "Whether tokens are masked [default: true]"),
+    ("carrier", "How tokens travel [default: udp]"),
+    (
+        "latency_sample",
+        "One packet in so many is timed, a power of two or 0 [default: 1024]",
+    ),
+    (
+        "drop_sample",
+        "One drop in so many of each reason is reported, a power of two or 0 [default: 64]",
+    ),
+    (
+        "limits.packets_per_second",
+        "A user's rate where it has none of its own [default: 10000]",
+    ),
+    (
+        "limits.burst",
+        "A user's burst where it has none of its own [default: 1000]",
+    ),
+    ("xdp.mode", "auto, native or generic [default: auto]"),
+    ("xdp.persist", "Keep forwarding without the process [default: false]"),
+    (
+        "xdp.pin_dir",
+        "Where maps and link are pinned then [default: /sys/fs/bpf/lumenlink/INTERFACE]",
+    ),
+    ("store.kind", "Where users are kept [default: redb]"),
 ];
 
 /// Packets per second that a user may be given.
@@ -208,6 +244,18 @@ pub enum XdpMode {
     Generic,
 }
 
+impl XdpMode {
+    /// As it is written in `relay.toml`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
 /// A configuration in which every value is valid and fits the others.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Config {
@@ -276,7 +324,7 @@ impl Config {
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, ConfigError> {
-        let interface = reader.take("interface", Raw::text).unwrap_or_else(|| "eth0".to_owned());
+        let interface = interface(reader);
         let listen_given = reader.is_given("listen");
         let listen = reader.take_list("listen", read::parsed("an address and port, like \"192.0.2.1:4500\""));
         let listen = match listen {
@@ -292,16 +340,13 @@ impl Config {
             None => distinct(listen.iter().map(SocketAddr::ip)),
         };
         let (first_egress_port, last_egress_port) = reader.take("egress_ports", port_range).unwrap_or((10_000, 59_999));
-        let pin_dir = reader.take("xdp.pin_dir", Raw::path);
         let mut config = Self {
             relay_id: reader.take("relay_id", |raw| raw.integer(0..=u32::MAX)).unwrap_or(1),
             max_users: 0,
             http: reader
                 .take("http", read::parsed("an address and port, like \"127.0.0.1:9090\""))
                 .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9090))),
-            admin: reader
-                .take("admin", Raw::path)
-                .unwrap_or_else(|| "/run/lumenlink/relay.sock".into()),
+            admin: admin(reader),
             state_dir: reader
                 .take("state_dir", Raw::path)
                 .unwrap_or_else(|| "/var/lib/lumenlink".into()),
@@ -323,7 +368,7 @@ impl Config {
                 })
                 .unwrap_or(XdpMode::Auto),
             xdp_persist: reader.take("xdp.persist", Raw::boolean).unwrap_or(false),
-            xdp_pin_dir: pin_dir.unwrap_or_else(|| Path::new("/sys/fs/bpf/lumenlink").join(&interface)),
+            xdp_pin_dir: pin_dir(reader, &interface),
             latency_sample: reader.take("latency_sample", sample).unwrap_or(1024),
             drop_sample: reader.take("drop_sample", sample).unwrap_or(64),
             interface,
@@ -353,6 +398,49 @@ impl Config {
         config.check_addresses(reader);
         config.check_capacity(reader, max_users);
         Ok(config)
+    }
+
+    /// Reads the admin socket's path alone, for a command that talks to a running relay: the rest of the configuration
+    /// need not be valid where the command runs.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn admin(sources: &Sources) -> Result<PathBuf, ConfigError> {
+        Self::one(sources, |reader| admin(reader))
+    }
+
+    /// Reads where the pins are, alone.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn pin_dir(sources: &Sources) -> Result<PathBuf, ConfigError> {
+        Self::one(sources, |reader| {
+            let interface = interface(reader);
+            pin_dir(reader, &interface)
+        })
+    }
+
+    fn one<T>(sources: &Sources, read: impl FnOnce(&mut Reader<'_>) -> T) -> Result<T, ConfigError> {
+        let file = sources.read_file()?;
+        let file = file.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
+        let mut reader = Reader::new(sources, file);
+        let value = read(&mut reader);
+        if reader.faults.is_empty() {
+            Ok(value)
+        } else {
+            Err(ConfigError::Faults(reader.faults))
+        }
+    }
+
+    /// The egress address and port of a slot, towards a destination of this family; none if there is no egress address
+    /// of that family with so many ports.
+    #[must_use]
+    pub fn egress_of(&self, slot: u32, v4: bool) -> Option<SocketAddr> {
+        let ports = u32::from(self.last_egress_port.saturating_sub(self.first_egress_port)) + 1;
+        let mut addresses = self.egress.iter().filter(|address| address.is_ipv4() == v4);
+        let address = addresses.nth((slot / ports) as usize)?;
+        let port = u32::from(self.first_egress_port) + slot % ports;
+        Some(SocketAddr::new(*address, u16::try_from(port).ok()?))
     }
 
     /// How many users the egress addresses and ports have room for: each family by itself, since a user has one
@@ -477,6 +565,22 @@ impl Config {
         }
         warnings
     }
+}
+
+fn interface(reader: &mut Reader<'_>) -> String {
+    reader.take("interface", Raw::text).unwrap_or_else(|| "eth0".to_owned())
+}
+
+fn admin(reader: &mut Reader<'_>) -> PathBuf {
+    reader
+        .take("admin", Raw::path)
+        .unwrap_or_else(|| "/run/lumenlink/relay.sock".into())
+}
+
+fn pin_dir(reader: &mut Reader<'_>, interface: &str) -> PathBuf {
+    reader
+        .take("xdp.pin_dir", Raw::path)
+        .unwrap_or_else(|| Path::new("/sys/fs/bpf/lumenlink").join(interface))
 }
 
 /// The faults found so far rather than a consequence of them.

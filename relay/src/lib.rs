@@ -1,4 +1,9 @@
 //! The LumenLink relay: the control process around the XDP program in `relay-ebpf`.
 
+pub mod admin;
 pub mod config;
 pub mod datapath;
+pub mod grant;
+pub mod http;
+pub mod relay;
+pub mod users;

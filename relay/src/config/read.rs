@@ -170,7 +170,7 @@ impl<'a> Reader<'a> {
     /// Unknown keys and variables, with the known ones that they look like.
     fn check_names(&mut self) {
         for (key, span, _) in self.found.clone() {
-            if !KEYS.contains(&key.as_str()) {
+            if !KEYS.iter().any(|(known, _)| *known == key) {
                 let place = self.place_at(span);
                 self.faults.push(Fault {
                     place,
@@ -257,14 +257,14 @@ impl<'a> Reader<'a> {
 
 fn is_section(name: &str) -> bool {
     KEYS.iter()
-        .any(|key| key.split_once('.').is_some_and(|(section, _)| section == name))
+        .any(|(key, _)| key.split_once('.').is_some_and(|(section, _)| section == name))
 }
 
 fn suggestion(key: &str) -> String {
-    let alike = KEYS.iter().map(|known| (strsim::jaro_winkler(key, known), known));
+    let alike = KEYS.iter().map(|(known, _)| (strsim::jaro_winkler(key, known), known));
     let best = alike.max_by(|(a, _), (b, _)| a.total_cmp(b));
     match best {
         Some((likeness, known)) if likeness > ALIKE => format!("; did you mean `{known}`?"),
-        _ => format!("; there are: {}", KEYS.join(", ")),
+        _ => format!("; there are: {}", KEYS.map(|(key, _)| key).join(", ")),
     }
 }
