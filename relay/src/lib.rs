@@ -1,6 +1,7 @@
 //! The LumenLink relay: the control process around the XDP program in `relay-ebpf`.
 
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod datapath;
 pub mod grant;

@@ -1,3 +1,7 @@
 //! `lumenlink-relay`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lumenlink_relay::cli::main()
+}
