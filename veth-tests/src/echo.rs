@@ -12,6 +12,7 @@ use std::{
 
 use crate::{
     client::{PATIENCE, receive},
+    namespace::Namespace,
     net::{Family, Host},
     wait,
 };
@@ -41,7 +42,15 @@ impl EchoServer {
     #[must_use]
     #[track_caller]
     pub fn new(host: &Host, family: Family, port: u16) -> Self {
-        let socket = host.udp(family, port);
+        Self::inside(host, SocketAddr::new(host.address(family), port))
+    }
+
+    /// On this address, inside the namespace.
+    #[must_use]
+    #[track_caller]
+    pub fn inside(namespace: &Namespace, address: SocketAddr) -> Self {
+        let socket = namespace.run(|| UdpSocket::bind(address));
+        let socket = socket.unwrap_or_else(|error| panic!("a server on {address}: {error}"));
         let address = socket.local_addr().expect("a bound socket has an address");
         let received = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
@@ -51,9 +60,13 @@ impl EchoServer {
             move || {
                 while !stop.load(Ordering::Relaxed) {
                     if let Some((payload, from)) = receive(&socket, Duration::from_millis(20)) {
+                        // Before the client hears of it, so that it may look it up.
+                        received.lock().unwrap().push(Received {
+                            from,
+                            payload: payload.clone(),
+                        });
                         // The client may be gone; that is for its test to notice.
                         let _ = socket.send_to(&payload, from);
-                        received.lock().unwrap().push(Received { from, payload });
                     }
                 }
             }

@@ -1,13 +1,21 @@
-//! Frames as they are, past every protocol of the host.
+//! Frames as they are, past every protocol of the host; and ICMP.
 
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    os::fd::{AsRawFd as _, OwnedFd},
+};
 
 use nix::{
     ifaddrs::getifaddrs,
-    sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike as _, sendto, socket},
+    sys::socket::{
+        AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike as _, sendto, socket,
+    },
 };
 
-use crate::namespace::Namespace;
+use crate::{
+    client::{PATIENCE, receive},
+    namespace::Namespace,
+};
 
 /// A packet socket that sends on one interface.
 #[derive(Debug)]
@@ -39,5 +47,41 @@ impl FrameSocket {
         debug_assert!(self.interface.len() > 0);
         let sent = sendto(self.socket.as_raw_fd(), frame, &self.interface, MsgFlags::empty());
         assert_eq!(sent, Ok(frame.len()), "sending a frame of {} bytes", frame.len());
+    }
+}
+
+/// Sends an ICMP echo request to `host` and waits for the answer.
+///
+/// # Panics
+/// If none comes.
+#[track_caller]
+pub fn ping(namespace: &Namespace, host: IpAddr) {
+    // Type, code, checksum, identifier, sequence number. Of ICMPv6 the kernel computes the checksum.
+    let (family, protocol, request, answer_type, ip_header) = match host {
+        IpAddr::V4(_) => (
+            AddressFamily::Inet,
+            SockProtocol::Icmp,
+            [8, 0, 0xf7, 0xfe, 0, 0, 0, 1],
+            0,
+            20,
+        ),
+        IpAddr::V6(_) => (
+            AddressFamily::Inet6,
+            SockProtocol::IcmpV6,
+            [128, 0, 0, 0, 0, 0, 0, 1],
+            129,
+            0,
+        ),
+    };
+    let socket = namespace.run(|| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol));
+    // A raw socket of one protocol is used as a UDP socket is.
+    let socket = UdpSocket::from(socket.expect("root may open a raw socket"));
+    let sent = socket.send_to(&request, SocketAddr::new(host, 0));
+    assert_eq!(sent.ok(), Some(request.len()), "sending an echo request to {host}");
+    loop {
+        let (packet, from) = receive(&socket, PATIENCE).unwrap_or_else(|| panic!("{host} does not answer to ping"));
+        if from.ip() == host && packet.get(ip_header) == Some(&answer_type) {
+            return;
+        }
     }
 }

@@ -326,10 +326,10 @@ impl<'a> Relay<'a> {
         status
     }
 
-    /// The relay's own process, while it runs.
+    /// Whether its process runs.
     #[must_use]
-    pub fn process_id(&self) -> Option<u32> {
-        self.process.as_ref().map(Child::id)
+    pub fn is_running(&mut self) -> bool {
+        self.process.is_some() && self.ended().is_none()
     }
 
     fn log_path(&self) -> PathBuf {

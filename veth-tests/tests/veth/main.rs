@@ -1,4 +1,10 @@
 //! The real binary between real sockets in network namespaces, driven by its command line and HTTP alone. Needs root;
 //! without, each test says that it is skipped.
 
+mod defaults;
+mod exchange;
+mod hostile;
+mod limits;
 mod network;
+mod persistence;
+mod surroundings;

@@ -1,0 +1,138 @@
+//! Payload and pings, both ways, in both families.
+
+use std::{net::SocketAddr, time::Duration};
+
+use veth_tests::{
+    client::{Client, PATIENCE, TOKEN_BYTES},
+    echo::EchoServer,
+    namespace::can_run,
+    net::{Family, Trio},
+    relay::Relay,
+    wait,
+};
+
+/// Where egress ports start when nothing else is configured.
+const FIRST_EGRESS_PORT: u16 = 10_000;
+/// What the links carry.
+const MTU: usize = 1500;
+
+#[test]
+fn payload_of_every_size_goes_both_ways_in_both_families_and_leaves_from_the_slots_egress_port() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let relay = Relay::started(&net.relay);
+    for (id, family) in [(1, Family::V4), (2, Family::V6)] {
+        let server = EchoServer::new(&net.server, family, 0);
+        let grant = relay.add_user(id, server.address, &[]);
+        assert_eq!(grant.user, id);
+        assert_eq!(
+            grant.relay,
+            SocketAddr::new(net.relay.address(family), 4500),
+            "the listener of the destination's family"
+        );
+        let mut client = Client::new(&net.client, &grant);
+        wait_until_resolved(&mut client);
+        let before = (relay.counters(), server.count());
+
+        let most = MTU - family.header_bytes() - TOKEN_BYTES;
+        let sizes = [1, 2, 3, 7, 8, 63, 64, 65, 500, 1000, most - 1, most];
+        for (number, size) in sizes.into_iter().enumerate() {
+            client.exchange(&vec![number as u8 + 1; size]);
+        }
+        let packets = sizes.len() as u64;
+        relay.expect_moved(
+            &before.0,
+            &[("uplink", "relayed", packets), ("downlink", "relayed", packets)],
+        );
+
+        let egress_port = FIRST_EGRESS_PORT + u16::try_from(grant.slot).unwrap();
+        let egress = SocketAddr::new(net.relay.address(family), egress_port);
+        for received in &server.received()[before.1..] {
+            assert_eq!(received.from, egress);
+        }
+    }
+}
+
+#[test]
+fn ipv4_and_ipv6_clients_are_served_at_once() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let relay = Relay::started(&net.relay);
+    let servers = Family::ALL.map(|family| EchoServer::new(&net.server, family, 7));
+    let mut clients: Vec<_> = (0..6)
+        .map(|id| {
+            let to = servers[id as usize % 2].address;
+            Client::new(&net.client, &relay.add_user(id, to, &[]))
+        })
+        .collect();
+    clients.iter_mut().for_each(wait_until_resolved);
+    for round in 0..50 {
+        for (number, client) in clients.iter_mut().enumerate() {
+            client.send(&[number as u8, round]);
+        }
+        for (number, client) in clients.iter().enumerate() {
+            assert_eq!(client.receive(), [number as u8, round]);
+        }
+    }
+}
+
+#[test]
+fn a_ping_comes_back_byte_for_byte_and_reaches_no_destination() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    for protection in [true, false] {
+        let mut relay = Relay::new(&net.relay);
+        relay.set("header_protection", protection);
+        relay.start();
+        for (id, family) in [(1, Family::V4), (2, Family::V6)] {
+            let server = EchoServer::new(&net.server, family, 0);
+            let grant = relay.add_user(id, server.address, &[]);
+            assert_eq!(grant.header_key.is_some(), protection);
+            let mut client = Client::new(&net.client, &grant);
+            let before = relay.counters();
+            let ping = client.send(b"");
+            assert_eq!(client.receive(), ping);
+            relay.expect_moved(&before, &[("uplink", "ping", 1)]);
+            assert_eq!(server.count(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_packet_in_fragments_is_dropped_and_whole_ones_go_on() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let relay = Relay::started(&net.relay);
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let mut client = Client::new(&net.client, &relay.add_user(1, server.address, &[]));
+    wait_until_resolved(&mut client);
+    // The client's kernel cuts it into fragments. Only the first has a UDP header and so is the relay's; the others are
+    // the host's, which gets no whole packet of them.
+    let before = relay.counters();
+    client.send(&[1; 3000]);
+    relay.expect_moved(&before, &[("uplink", "fragment", 1)]);
+    client.exchange(b"small");
+}
+
+/// Sends until the relay has found the way to the destination, and nothing is on the way any more.
+pub fn wait_until_resolved(client: &mut Client) {
+    wait::until("the way to the destination", 2 * PATIENCE, || {
+        let number = client.pn.to_be_bytes();
+        client.send(&number);
+        // Answers to those sent before may come late.
+        let answer = |patience| client.receive_within(patience).map(|answer| answer == number);
+        let mut last = answer(Duration::from_millis(50))?;
+        while !last {
+            last = answer(Duration::from_millis(50))?;
+        }
+        Some(())
+    });
+}
