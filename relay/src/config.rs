@@ -406,7 +406,7 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn admin(sources: &Sources) -> Result<PathBuf, ConfigError> {
-        Self::one(sources, |reader| admin(reader))
+        Self::one(sources, admin)
     }
 
     /// Reads where the pins are, alone.

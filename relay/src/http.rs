@@ -20,7 +20,10 @@ use prometheus::{
 use relay_ebpf::{layout::Latency, verdict::Reason};
 use tokio::net::TcpListener;
 
-use crate::relay::{Relay, RelayError};
+use crate::{
+    config::XdpMode,
+    relay::{Relay, RelayError},
+};
 
 const PREFIX: &str = "lumenlink_relay";
 
@@ -160,7 +163,7 @@ fn register_gauges(registry: &Registry, relay: &Relay) -> Result<(), MetricsErro
         Opts::new("build_info", "1; the labels say what runs."),
         &["version", "interface", "mode"],
     )?;
-    let mode = relay.datapath().mode().map_or("none", |mode| mode.name());
+    let mode = relay.datapath().mode().map_or("none", XdpMode::name);
     build
         .with_label_values(&[env!("CARGO_PKG_VERSION"), relay.config().interface.as_str(), mode])
         .set(1.0);

@@ -88,7 +88,7 @@ impl Relay {
     pub fn start(sources: Sources, config: Config) -> Result<Self, RelayError> {
         let users = Users::load(Store::open(&config.state_dir)?, config.max_users)?;
         let header_key = header_key(&config)?;
-        let datapath = Datapath::load(&config, header_key.map(|key| key.bytes()))?;
+        let datapath = Datapath::load(&config, header_key.map(Secret::bytes))?;
         let state = State {
             config,
             header_key,
@@ -306,7 +306,7 @@ impl Relay {
             .into());
         }
         let header_key = header_key(&config)?;
-        self.datapath.reload(&config, header_key.map(|key| key.bytes()))?;
+        self.datapath.reload(&config, header_key.map(Secret::bytes))?;
         let changed = state.config != config;
         state.config = config;
         state.header_key = header_key;

@@ -4,8 +4,10 @@ use std::{fmt::Write as _, io, process::ExitCode};
 
 use crate::{
     admin::{api::ProblemKind, client::ClientError, server::SocketError},
+    client::ProxyError,
     config::ConfigError,
     datapath::{DatapathError, attach::AttachError, interface::InterfaceError, program::LoadError},
+    grant::GrantError,
     http::HttpError,
     relay::RelayError,
     users::Refusal,
@@ -104,9 +106,15 @@ pub enum CliError {
         /// What the system said.
         source: io::Error,
     },
-    /// An argument that clap cannot judge.
+    /// A grant.
+    #[error(transparent)]
+    Grant(#[from] GrantError),
+    /// A local address of `connect`.
+    #[error(transparent)]
+    Listen(ProxyError),
+    /// What was asked for cannot be.
     #[error("{0}")]
-    Usage(String),
+    Refused(String),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -114,6 +122,7 @@ pub enum CliError {
 
 impl CliError {
     /// An error that has no class of its own.
+    #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
     pub fn other(error: impl ToString) -> Self {
         Self::Other(error.to_string())
     }
@@ -129,7 +138,8 @@ impl CliError {
             Self::Client(ClientError::Denied { .. }) => Exit::Permission,
             Self::Client(ClientError::NoRelay { .. }) => Exit::NoRelay,
             Self::Attach(error) => of_attach(error),
-            Self::Usage(_) => Exit::Usage,
+            Self::Listen(_) => Exit::InUse,
+            Self::Grant(_) | Self::Refused(_) => Exit::Refused,
             Self::Client(_) | Self::File { .. } | Self::Other(_) => Exit::Failure,
         }
     }

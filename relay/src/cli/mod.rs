@@ -3,11 +3,13 @@
 mod block;
 mod check;
 mod config;
+mod connect;
 mod detach;
 mod exit;
 mod generate;
 mod options;
 mod output;
+mod ping;
 mod reload;
 mod run;
 mod status;
@@ -51,6 +53,10 @@ enum Command {
     Reload(reload::Args),
     /// Take off a program that `xdp.persist` left forwarding
     Detach(detach::Args),
+    /// Be a client: a local UDP port in front of the user's destination
+    Connect(connect::Args),
+    /// Ask the relay for an answer, with a grant
+    Ping(ping::Args),
     /// Print a shell's completions
     Completions(generate::CompletionsArgs),
     /// Print the manual page, or write all of them into a folder
@@ -103,6 +109,8 @@ async fn execute_async(command: Command) -> Result<ExitCode, CliError> {
         Command::Block(command) => block::execute(command).await,
         Command::Status(args) => status::execute(args).await,
         Command::Reload(args) => reload::execute(args).await,
+        Command::Connect(args) => connect::execute(args).await,
+        Command::Ping(args) => ping::execute(args).await,
         Command::Check(_) | Command::Config(_) | Command::Detach(_) | Command::Completions(_) | Command::Man(_) => {
             unreachable!("done without a runtime")
         }

@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use super::{CliError, options::Options};
 use crate::{
     admin::server::Socket,
-    config::{Checked, Config},
+    config::{Checked, Config, XdpMode},
     http,
     relay::{Relay, RelayError},
 };
@@ -45,7 +45,7 @@ pub async fn execute(args: Args) -> Result<ExitCode, CliError> {
     let relay = Arc::new(Relay::start(sources, config.clone())?);
     tracing::info!(
         interface = config.interface,
-        mode = relay.datapath().mode().map(|mode| mode.name()),
+        mode = relay.datapath().mode().map(XdpMode::name),
         listen = ?config.listen,
         http = %config.http,
         admin = %config.admin.display(),
@@ -70,7 +70,8 @@ pub async fn execute(args: Args) -> Result<ExitCode, CliError> {
     served.map(|()| ExitCode::SUCCESS)
 }
 
-fn init_tracing() {
+/// Logs to standard error, as much as RUST_LOG says.
+pub fn init_tracing() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

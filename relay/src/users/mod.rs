@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use jiff::Timestamp;
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use serde::{Deserialize, Serialize};
 
 use self::store::{Store, StoreError};
@@ -140,7 +140,7 @@ impl NewUser {
     }
 }
 
-/// The time so far from `now`, as a person writes it: `1h`, `90s`, `7d`, `1h 30m`.
+/// The time so far from `now`, as a person writes it: `1h`, `90s`, `7d`, `1h 30m`; on the next full second.
 ///
 /// # Errors
 /// A sentence for that person.
@@ -150,8 +150,11 @@ pub fn expiry(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     let at = now
         .to_zoned(jiff::tz::TimeZone::UTC)
         .checked_add(span)
-        .map_err(|_| expected())?
-        .timestamp();
+        .and_then(|at| {
+            at.timestamp()
+                .round(TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil))
+        })
+        .map_err(|_| expected())?;
     if at <= now { Err(expected()) } else { Ok(at) }
 }
 

@@ -146,30 +146,25 @@ impl Store {
     /// # Errors
     /// [`StoreError::Corrupt`].
     pub fn read(&self) -> Result<(Vec<User>, BTreeSet<IpNet>), StoreError> {
-        self.read_tables()
-            .map_err(|error| self.corrupt(&error))?
-            .map_err(|what| self.corrupt(&what))
+        self.read_tables().map_err(|error| self.corrupt(&error))
     }
 
-    fn read_tables(&self) -> Result<Result<(Vec<User>, BTreeSet<IpNet>), String>, redb::Error> {
+    fn read_tables(&self) -> Result<(Vec<User>, BTreeSet<IpNet>), redb::Error> {
         let transaction = self.database.begin_read()?;
         let mut users = Vec::new();
         for entry in transaction.open_table(USERS)?.iter()? {
             let (id, json) = entry?;
-            match serde_json::from_slice::<User>(json.value()) {
-                Ok(user) => users.push(User { id: id.value(), ..user }),
-                Err(error) => return Ok(Err(format!("user {}: {error}", id.value()))),
-            }
+            let user = serde_json::from_slice::<User>(json.value())
+                .map_err(|error| redb::Error::Corrupted(format!("user {}: {error}", id.value())))?;
+            users.push(User { id: id.value(), ..user });
         }
         let mut blocked = BTreeSet::new();
         for entry in transaction.open_table(BLOCKED)?.iter()? {
-            let (prefix, ()) = entry.map(|(prefix, _)| (prefix, ()))?;
-            match prefix.value().parse() {
-                Ok(prefix) => blocked.insert(prefix),
-                Err(_) => return Ok(Err(format!("blocked prefix `{}`", prefix.value()))),
-            };
+            let (prefix, _) = entry?;
+            let parsed = prefix.value().parse();
+            blocked.insert(parsed.map_err(|_| redb::Error::Corrupted(format!("blocked prefix `{}`", prefix.value())))?);
         }
-        Ok(Ok((users, blocked)))
+        Ok((users, blocked))
     }
 
     /// Writes users, all or none.

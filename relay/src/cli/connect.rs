@@ -1,0 +1,113 @@
+//! `connect`: a local UDP port in front of the user's destination.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::ExitCode,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{CliError, output};
+use crate::{
+    client::{Proxy, ProxyError, Totals},
+    grant::Grant,
+};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  lumenlink-relay connect --grant lumen1:… --listen 127.0.0.1:5353\n  \
+                        dig @127.0.0.1 -p 5353 example.org\n\nAnswers go to the local program that has sent last. Ends \
+                        on INT or TERM, and says then what it has moved."
+)]
+pub struct Args {
+    /// The grant: its line, its JSON, a file with either, or `-` for standard input
+    #[arg(long, value_name = "GRANT", env = "RELAY_GRANT", hide_env_values = true)]
+    grant: String,
+    /// Where local programs send to
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: SocketAddr,
+    /// Send to the relay from this address of the host [default: what the routes say]
+    #[arg(long, value_name = "ADDRESS")]
+    bind: Option<IpAddr>,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// The grant that an argument names, if it has not expired.
+pub fn read_grant(argument: &str) -> Result<Grant, CliError> {
+    let grant = Grant::read(argument)?;
+    match grant.expires_at {
+        Some(at) if at < Timestamp::now() => Err(CliError::Refused(format!(
+            "the grant of user {} expired at {at}: ask the relay's operator for a new one",
+            grant.user
+        ))),
+        _ => Ok(grant),
+    }
+}
+
+pub async fn execute(args: Args) -> Result<ExitCode, CliError> {
+    super::run::init_tracing();
+    let grant = read_grant(&args.grant)?;
+    let (user, relay, expires_at) = (grant.user, grant.relay, grant.expires_at);
+    let proxy = Proxy::bind(args.listen, args.bind, grant).await?;
+    let listen = proxy.local_address().map_err(CliError::other)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::other)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::other)?;
+    if args.json {
+        let ready = json!({ "event": "ready", "listen": listen, "relay": relay, "user": user });
+        output::json_lines(&[ready])?;
+    } else {
+        output::line(&format!("listening on {listen}, for {relay} as user {user}"))?;
+    }
+    tokio::select! {
+        result = proxy.run() => match result {
+            Ok(never) => match never {},
+            Err(error) => return Err(CliError::other(format!("moving datagrams: {error}"))),
+        },
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = warn_of_expiry(expires_at) => {}
+    }
+    report(&proxy.stats().totals(), args.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says so when the grant expires; never returns, since it may be renewed with nothing else changed but the clock.
+async fn warn_of_expiry(expires_at: Option<Timestamp>) {
+    if let Some(at) = expires_at {
+        let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+        tokio::time::sleep(left).await;
+        tracing::warn!("the grant expired at {at}: the relay drops its packets from now on");
+    }
+    std::future::pending::<()>().await;
+}
+
+fn report(totals: &Totals, json: bool) -> Result<(), CliError> {
+    if json {
+        return output::json_lines(&[json!({ "event": "ended", "totals": totals })]);
+    }
+    output::line(&format!(
+        "uplink {} packets, {} bytes; downlink {} packets, {} bytes; not sent: {} too long, {} empty, {} refused by \
+         the system",
+        totals.uplink_packets,
+        totals.uplink_bytes,
+        totals.downlink_packets,
+        totals.downlink_bytes,
+        totals.too_long,
+        totals.empty,
+        totals.unsent
+    ))
+}
+
+impl From<ProxyError> for CliError {
+    fn from(error: ProxyError) -> Self {
+        match error {
+            ProxyError::Listen { .. } => Self::Listen(error),
+            other => Self::other(other),
+        }
+    }
+}

@@ -1,0 +1,531 @@
+//! The client's half of the protocol: sealing tokens, and a proxy that lets any program speak to its destination
+//! through the relay.
+
+use std::{
+    convert::Infallible,
+    io::{self, IoSlice, IoSliceMut},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd as _,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, setsockopt, sockopt},
+};
+use relay_ebpf::token::{self, TOKEN_BYTES};
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover};
+use serde::Serialize;
+use tokio::{io::Interest, net::UdpSocket};
+
+use crate::grant::{Grant, Secret};
+
+/// Datagrams that one system call moves at most.
+const BATCH: usize = 32;
+/// Bytes of the largest UDP payload.
+const DATAGRAM_BYTES: usize = 65_507;
+/// Bytes of socket buffers: some hundred full datagrams, for programs that send in bursts.
+const SOCKET_BYTES: usize = 4 << 20;
+
+/// Makes tokens for one grant, each with a packet number of its own.
+#[derive(Debug)]
+pub struct Sealer {
+    grant: Grant,
+    next_pn: u64,
+}
+
+impl Sealer {
+    /// Begins at the clock, in microseconds since the Unix epoch: a restarted client need not remember anything.
+    #[must_use]
+    pub fn new(grant: Grant) -> Self {
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            grant,
+            next_pn: u64::try_from(clock.as_micros()).unwrap_or(u64::MAX / 2),
+        }
+    }
+
+    /// The next packet number, and the token to put in front of a payload of this length.
+    pub fn seal(&mut self, payload_len: u16) -> (u64, [u8; TOKEN_BYTES]) {
+        let pn = self.next_pn;
+        self.next_pn += 1;
+        let grant = &self.grant;
+        let header_key = grant.header_key.map(Secret::bytes);
+        let token = token::seal(
+            &grant.key.bytes(),
+            header_key.as_ref(),
+            grant.slot,
+            grant.salt,
+            pn,
+            payload_len,
+            grant.relay_id,
+        );
+        (pn, token)
+    }
+}
+
+/// A socket towards a relay, which never sends fragments: the relay drops them.
+///
+/// # Errors
+/// If `source` is not this host's, or no socket can be made.
+pub async fn relay_socket(relay: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSocket> {
+    let any = match relay {
+        SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((source.unwrap_or(any), 0)).await?;
+    match relay {
+        SocketAddr::V4(_) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DO)?,
+        SocketAddr::V6(_) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DO)?,
+    }
+    enlarge(&socket);
+    Ok(socket)
+}
+
+/// As much as the system allows; less is slower, not wrong.
+fn enlarge(socket: &UdpSocket) {
+    let _ = setsockopt(socket, sockopt::RcvBuf, &SOCKET_BYTES);
+    let _ = setsockopt(socket, sockopt::SndBuf, &SOCKET_BYTES);
+}
+
+/// What a proxy has done, and not done.
+#[derive(Debug, Default)]
+pub struct Stats {
+    uplink_packets: AtomicU64,
+    uplink_bytes: AtomicU64,
+    downlink_packets: AtomicU64,
+    downlink_bytes: AtomicU64,
+    too_long: AtomicU64,
+    empty: AtomicU64,
+    unsent: AtomicU64,
+}
+
+/// [`Stats`] at one moment.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Totals {
+    /// Datagrams sent to the relay.
+    pub uplink_packets: u64,
+    /// Bytes of their payloads.
+    pub uplink_bytes: u64,
+    /// Datagrams handed to the local program.
+    pub downlink_packets: u64,
+    /// Bytes of them.
+    pub downlink_bytes: u64,
+    /// Datagrams that do not fit into a packet on the way to the relay.
+    pub too_long: u64,
+    /// Datagrams without a byte, which would be pings.
+    pub empty: u64,
+    /// Datagrams that the system did not send, for want of a route for example.
+    pub unsent: u64,
+}
+
+fn add(counter: &AtomicU64, by: u64) -> u64 {
+    counter.fetch_add(by, Ordering::Relaxed)
+}
+
+impl Stats {
+    /// The sums so far.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Totals {
+            uplink_packets: load(&self.uplink_packets),
+            uplink_bytes: load(&self.uplink_bytes),
+            downlink_packets: load(&self.downlink_packets),
+            downlink_bytes: load(&self.downlink_bytes),
+            too_long: load(&self.too_long),
+            empty: load(&self.empty),
+            unsent: load(&self.unsent),
+        }
+    }
+
+    fn failed(&self, error: Errno, bytes: usize) {
+        if error == Errno::EMSGSIZE {
+            if add(&self.too_long, 1) == 0 {
+                tracing::warn!(
+                    "a datagram of {bytes} bytes, token included, does not fit into a packet: dropped, and so are \
+                     others of that size; have the program send smaller ones"
+                );
+            }
+        } else if add(&self.unsent, 1) == 0 {
+            tracing::warn!("a datagram was not sent: {error}; others may follow");
+        }
+    }
+}
+
+/// A local UDP port behind which the user's destination seems to be. Answers go to the local program that has sent
+/// last.
+#[derive(Debug)]
+pub struct Proxy {
+    local: UdpSocket,
+    relay: UdpSocket,
+    relay_address: SocketAddr,
+    sealer: Mutex<Sealer>,
+    peer: Mutex<Option<SocketAddr>>,
+    stats: Stats,
+}
+
+/// Why there is no proxy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProxyError {
+    /// The local address.
+    #[error("listening on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The socket towards the relay.
+    #[error("making a socket towards {relay}: {source}")]
+    Relay {
+        /// The listener.
+        relay: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Proxy {
+    /// Listens on `listen`; nothing moves until [`run`](Self::run).
+    ///
+    /// # Errors
+    /// See [`ProxyError`].
+    pub async fn bind(listen: SocketAddr, source: Option<IpAddr>, grant: Grant) -> Result<Self, ProxyError> {
+        let relay_address = grant.relay;
+        let local = UdpSocket::bind(listen).await.map_err(|source| ProxyError::Listen {
+            address: listen,
+            source,
+        })?;
+        enlarge(&local);
+        let relay = relay_socket(relay_address, source)
+            .await
+            .map_err(|source| ProxyError::Relay {
+                relay: relay_address,
+                source,
+            })?;
+        Ok(Self {
+            local,
+            relay,
+            relay_address,
+            sealer: Mutex::new(Sealer::new(grant)),
+            peer: Mutex::new(None),
+            stats: Stats::default(),
+        })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.local.local_addr()
+    }
+
+    /// What it has done.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Moves datagrams both ways until the future is dropped.
+    ///
+    /// # Errors
+    /// If a socket fails for good.
+    pub async fn run(&self) -> io::Result<Infallible> {
+        tokio::select! {
+            result = self.uplink() => result,
+            result = self.downlink() => result,
+        }
+    }
+
+    fn peer(&self) -> MutexGuard<'_, Option<SocketAddr>> {
+        self.peer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn uplink(&self) -> io::Result<Infallible> {
+        let mut batch = Batch::new(TOKEN_BYTES);
+        loop {
+            batch.receive(&self.local).await?;
+            if let Some(from) = batch.messages.last().and_then(|message| message.from) {
+                *self.peer() = Some(from);
+            }
+            self.seal(&mut batch);
+            let (packets, bytes) = batch.send(&self.relay, self.relay_address, &self.stats).await?;
+            add(&self.stats.uplink_packets, packets);
+            add(&self.stats.uplink_bytes, bytes - packets * TOKEN_BYTES as u64);
+        }
+    }
+
+    /// Puts a token in front of each payload; those that cannot have one are left out.
+    fn seal(&self, batch: &mut Batch) {
+        let mut sealer = self.sealer.lock().unwrap_or_else(PoisonError::into_inner);
+        let Batch { messages, buffers, .. } = batch;
+        messages.retain_mut(|message| {
+            let Some(payload_len) = u16::try_from(message.len).ok().filter(|len| *len > 0) else {
+                add(&self.stats.empty, 1);
+                return false;
+            };
+            if message.len + TOKEN_BYTES > DATAGRAM_BYTES {
+                self.stats.failed(Errno::EMSGSIZE, message.len + TOKEN_BYTES);
+                return false;
+            }
+            let (_, token) = sealer.seal(payload_len);
+            buffers[message.buffer][..TOKEN_BYTES].copy_from_slice(&token);
+            message.start = 0;
+            message.len += TOKEN_BYTES;
+            true
+        });
+    }
+
+    async fn downlink(&self) -> io::Result<Infallible> {
+        let mut batch = Batch::new(0);
+        loop {
+            batch.receive(&self.relay).await?;
+            batch
+                .messages
+                .retain(|message| message.from == Some(self.relay_address));
+            let peer = *self.peer();
+            let Some(peer) = peer else { continue };
+            let (packets, bytes) = batch.send(&self.local, peer, &self.stats).await?;
+            add(&self.stats.downlink_packets, packets);
+            add(&self.stats.downlink_bytes, bytes);
+        }
+    }
+}
+
+/// Datagrams that one system call received, or is to send.
+struct Batch {
+    buffers: Vec<Box<[u8]>>,
+    headroom: usize,
+    messages: Vec<Message>,
+    headers: MultiHeaders<SockaddrStorage>,
+}
+
+/// Where a datagram is.
+struct Message {
+    buffer: usize,
+    start: usize,
+    len: usize,
+    from: Option<SocketAddr>,
+}
+
+impl Batch {
+    /// Datagrams are received with `headroom` bytes free in front of them.
+    fn new(headroom: usize) -> Self {
+        Self {
+            buffers: (0..BATCH)
+                .map(|_| vec![0; headroom + DATAGRAM_BYTES].into_boxed_slice())
+                .collect(),
+            headroom,
+            messages: Vec::with_capacity(BATCH),
+            headers: MultiHeaders::preallocate(BATCH, None),
+        }
+    }
+
+    /// Waits for datagrams and takes as many as there are.
+    async fn receive(&mut self, socket: &UdpSocket) -> io::Result<()> {
+        let Self {
+            buffers,
+            headroom,
+            messages,
+            headers,
+        } = self;
+        socket
+            .async_io(Interest::READABLE, || {
+                messages.clear();
+                let mut slices: Vec<_> = buffers
+                    .iter_mut()
+                    .map(|buffer| [IoSliceMut::new(&mut buffer[*headroom..])])
+                    .collect();
+                let received = recvmmsg(
+                    socket.as_raw_fd(),
+                    headers,
+                    slices.iter_mut(),
+                    MsgFlags::MSG_DONTWAIT,
+                    None,
+                )?;
+                messages.extend(received.enumerate().map(|(buffer, message)| Message {
+                    buffer,
+                    start: *headroom,
+                    len: message.bytes,
+                    from: message.address.as_ref().and_then(socket_address),
+                }));
+                Ok(())
+            })
+            .await
+    }
+
+    /// Sends all of them; returns how many datagrams and bytes went. Those that the system refuses are counted.
+    async fn send(&self, socket: &UdpSocket, to: SocketAddr, stats: &Stats) -> io::Result<(u64, u64)> {
+        let to = vec![Some(SockaddrStorage::from(to)); self.messages.len()];
+        let (mut packets, mut bytes) = (0, 0);
+        let mut rest = self.messages.as_slice();
+        while !rest.is_empty() {
+            let slices: Vec<_> = rest
+                .iter()
+                .map(|message| {
+                    let end = message.start + message.len;
+                    [IoSlice::new(&self.buffers[message.buffer][message.start..end])]
+                })
+                .collect();
+            let sent = socket
+                .async_io(Interest::WRITABLE, || {
+                    let mut headers = MultiHeaders::preallocate(rest.len(), None);
+                    match sendmmsg(
+                        socket.as_raw_fd(),
+                        &mut headers,
+                        &slices,
+                        &to,
+                        [],
+                        MsgFlags::MSG_DONTWAIT,
+                    ) {
+                        Ok(sent) => Ok(Ok(sent.count())),
+                        Err(Errno::EAGAIN) => Err(io::ErrorKind::WouldBlock.into()),
+                        Err(error) => Ok(Err(error)),
+                    }
+                })
+                .await?;
+            let done = match sent {
+                Ok(sent) => {
+                    packets += sent as u64;
+                    bytes += rest[..sent].iter().map(|message| message.len as u64).sum::<u64>();
+                    sent
+                }
+                // It is about the first of them alone.
+                Err(error) => {
+                    stats.failed(error, rest[0].len);
+                    1
+                }
+            };
+            rest = &rest[done..];
+        }
+        Ok((packets, bytes))
+    }
+}
+
+fn socket_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = storage.as_sockaddr_in() {
+        return Some(SocketAddr::new(v4.ip().into(), v4.port()));
+    }
+    let v6 = storage.as_sockaddr_in6()?;
+    Some(SocketAddr::new(v6.ip().into(), v6.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn grant(relay: SocketAddr) -> Grant {
+        Grant {
+            user: 42,
+            relay,
+            relay_id: 7,
+            slot: 3,
+            salt: 0xdead_beef,
+            key: Secret::new([1; 16]),
+            header_key: None,
+            expires_at: None,
+        }
+    }
+
+    async fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+        let mut buffer = vec![0; DATAGRAM_BYTES];
+        let (len, from) = tokio::time::timeout(Duration::from_secs(5), socket.recv_from(&mut buffer))
+            .await
+            .expect("nothing came within 5 s")
+            .unwrap();
+        buffer.truncate(len);
+        (buffer, from)
+    }
+
+    #[test]
+    fn packet_numbers_begin_at_the_clock_and_rise_by_one() {
+        let mut sealer = Sealer::new(grant("192.0.2.1:4500".parse().unwrap()));
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
+        let (first, token) = sealer.seal(5);
+        assert!(clock - u128::from(first) < 60_000_000, "{first} is not the clock");
+        assert_eq!(token, token::seal(&[1; 16], None, 3, 0xdead_beef, first, 5, 7));
+        let (second, _) = sealer.seal(5);
+        assert_eq!(second, first + 1);
+    }
+
+    #[tokio::test]
+    async fn a_program_speaks_through_the_proxy_and_answers_come_back_to_it() {
+        let relay = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let grant = grant(relay.local_addr().unwrap());
+        let proxy = Proxy::bind("127.0.0.1:0".parse().unwrap(), None, grant).await.unwrap();
+        let local = proxy.local_address().unwrap();
+        let program = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let other = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let talk = async {
+            let mut last_pn = 0;
+            for len in [1, 24, 1400, 60_000] {
+                program.send_to(&vec![0x5a; len], local).await.unwrap();
+                let (sealed, client) = receive(&relay).await;
+                let pn = u64::from_be_bytes(sealed[8..16].try_into().unwrap());
+                assert!(pn > last_pn);
+                last_pn = pn;
+                let expected = token::seal(&[1; 16], None, 3, 0xdead_beef, pn, len as u16, 7);
+                assert_eq!(sealed[..TOKEN_BYTES], expected);
+                assert_eq!(sealed[TOKEN_BYTES..], vec![0x5a; len]);
+                other.send_to(b"from elsewhere", client).await.unwrap();
+                relay.send_to(&vec![0xa5; len], client).await.unwrap();
+                assert_eq!(receive(&program).await.0, vec![0xa5; len]);
+            }
+            other.send_to(b"me now", local).await.unwrap();
+            let (_, client) = receive(&relay).await;
+            relay.send_to(b"you then", client).await.unwrap();
+            assert_eq!(receive(&other).await.0, b"you then");
+        };
+        tokio::select! {
+            () = talk => {}
+            result = proxy.run() => panic!("the proxy ended: {result:?}"),
+        }
+        let totals = proxy.stats().totals();
+        assert_eq!((totals.uplink_packets, totals.downlink_packets), (5, 5));
+        assert_eq!(totals.uplink_bytes, 1 + 24 + 1400 + 60_000 + 6);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_a_packet_is_counted_and_the_rest_goes_on() {
+        let relay = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let grant = grant(relay.local_addr().unwrap());
+        let proxy = Proxy::bind("127.0.0.1:0".parse().unwrap(), None, grant).await.unwrap();
+        let program = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let local = proxy.local_address().unwrap();
+        let talk = async {
+            program.send_to(&[], local).await.unwrap();
+            program.send_to(&vec![0; DATAGRAM_BYTES], local).await.unwrap();
+            program.send_to(b"fits", local).await.unwrap();
+            assert_eq!(receive(&relay).await.0[TOKEN_BYTES..], *b"fits");
+        };
+        tokio::select! {
+            () = talk => {}
+            result = proxy.run() => panic!("the proxy ended: {result:?}"),
+        }
+        let totals = proxy.stats().totals();
+        assert_eq!((totals.empty, totals.too_long, totals.unsent), (1, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_busy_port_is_named() {
+        let taken = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = Proxy::bind(address, None, grant(address))
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&address.to_string()) && error.contains("in use"),
+            "{error}"
+        );
+    }
+}
