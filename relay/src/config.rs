@@ -535,10 +535,11 @@ impl Config {
                 reader.fault("egress", format!("{address} is there twice"));
             }
         }
-        if reader.is_given("listen") && self.listen.is_empty() {
+        // Not where items were no addresses: an empty list is then but a consequence.
+        if reader.is_given("listen") && self.listen.is_empty() && !reader.has_fault("listen") {
             reader.fault("listen", "no listener: write at least one address and port".to_owned());
         }
-        if reader.is_given("egress") && self.egress.is_empty() {
+        if reader.is_given("egress") && self.egress.is_empty() && !reader.has_fault("egress") {
             reader.fault(
                 "egress",
                 "no egress address: write at least one, or leave the key out".to_owned(),

@@ -246,6 +246,12 @@ impl<'a> Reader<'a> {
         Some(values)
     }
 
+    /// Whether something is wrong with the value of this key.
+    pub(super) fn has_fault(&self, key: &str) -> bool {
+        let place = self.place(key);
+        self.faults.iter().any(|fault| fault.place == place)
+    }
+
     /// Adds a fault at the place of a key.
     pub(super) fn fault(&mut self, key: &str, message: String) {
         self.faults.push(Fault {

@@ -79,7 +79,7 @@ kind = "redb"
 #[test]
 fn five_faults_are_five_messages_with_their_places() {
     let found = faults(
-        "interfase = \"eth0\"\nlisten = [\"192.0.2.1\", \"192.0.2.1:4500\"]\negress_ports = \"9-8\"\n\
+        "interfase = \"eth0\"\nlisten = [\"192.0.2.1\"]\negress_ports = \"9-8\"\n\
          [limits]\nburst = 0\n[xdp]\nmode = \"fast\"\n",
     );
     assert_eq!(

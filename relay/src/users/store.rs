@@ -2,12 +2,15 @@
 //! in `state_dir`, readable by their owner alone.
 
 use std::{
+    cell::Cell,
     collections::BTreeSet,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    panic,
+    panic::{self, UnwindSafe},
     path::{Path, PathBuf},
+    sync::Once,
+    thread,
 };
 
 use ipnet::IpNet;
@@ -110,7 +113,7 @@ impl Store {
         let path = state_dir.join(DATABASE);
         private_file(&path).map_err(file_error("opening", &path))?;
         // redb panics over some pages that it did not write itself; to the operator that is one more kind of corruption.
-        let opened = panic::catch_unwind(|| Self::open_checked(&path));
+        let opened = catch_panic(|| Self::open_checked(&path));
         opened.unwrap_or_else(|_| {
             Err(StoreError::Corrupt {
                 path,
@@ -269,6 +272,24 @@ impl Store {
             what: what.to_string(),
         }
     }
+}
+
+/// Runs `work`; a panic in it is an error like others, of which nothing is printed.
+fn catch_panic<T>(work: impl FnOnce() -> T + UnwindSafe) -> thread::Result<T> {
+    static HOOK: Once = Once::new();
+    thread_local!(static CATCHING: Cell<bool> = const { Cell::new(false) });
+    HOOK.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !CATCHING.get() {
+                usual(panic);
+            }
+        }));
+    });
+    CATCHING.set(true);
+    let result = panic::catch_unwind(work);
+    CATCHING.set(false);
+    result
 }
 
 fn explain_open(error: DatabaseError, path: &Path) -> StoreError {
