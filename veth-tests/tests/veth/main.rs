@@ -3,6 +3,7 @@
 
 mod defaults;
 mod exchange;
+mod faults;
 mod hostile;
 mod limits;
 mod network;
