@@ -198,7 +198,9 @@ impl Relay {
     /// # Errors
     /// See [`RelayError`].
     pub fn remove(&self, id: u64) -> Result<(), RelayError> {
-        let user = self.state().users.remove(id)?;
+        // Held until the program forgets the user too: another one may get the slot at once.
+        let mut state = self.state();
+        let user = state.users.remove(id)?;
         self.datapath.remove(user.slot)?;
         tracing::info!(user = id, slot = user.slot, "user removed");
         Ok(())
