@@ -8,4 +8,5 @@ mod hostile;
 mod limits;
 mod network;
 mod persistence;
+mod proxy;
 mod surroundings;
