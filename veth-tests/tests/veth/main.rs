@@ -7,6 +7,7 @@ mod faults;
 mod hostile;
 mod limits;
 mod network;
+mod operation;
 mod persistence;
 mod proxy;
 mod surroundings;

@@ -1,0 +1,345 @@
+//! What operators do while packets are relayed: others lose none of theirs.
+
+use std::{fmt::Write as _, fs, net::SocketAddr, time::Duration};
+
+use nix::sys::signal::Signal;
+use veth_tests::{
+    client::{Client, Grant, PATIENCE},
+    echo::EchoServer,
+    load::Load,
+    namespace::can_run,
+    net::{Family, Trio},
+    relay::Relay,
+    wait,
+};
+
+use crate::exchange::wait_until_resolved;
+
+/// More than a client can send here.
+const UNLIMITED: [&str; 4] = ["--rate", "10000000", "--burst", "1000000"];
+
+/// Packets of user 1, as fast as they come back.
+fn load(net: &Trio, relay: &Relay<'_>, server: &EchoServer) -> Load {
+    let mut client = Client::new(&net.client, &relay.add_user(1, server.address, &UNLIMITED));
+    wait_until_resolved(&mut client);
+    Load::start(client)
+}
+
+#[track_caller]
+fn expect_none_lost(load: Load) {
+    let (_client, report) = load.stop();
+    assert!(report.sent > 500, "hardly any load: {report:?}");
+    assert_eq!((&report.lost, &report.spurious), (&vec![], &vec![]), "{report:?}");
+}
+
+#[test]
+fn users_come_and_go_under_load_and_others_lose_nothing() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let relay = Relay::started(&net.relay);
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let load = load(&net, &relay, &server);
+    let to = server.address.to_string();
+    for round in 0..5 {
+        load.wait_for(50);
+        let grant = relay.add_user(2, server.address, &[]);
+        let mut client = Client::new(&net.client, &grant);
+        client.exchange(b"there is room");
+        // Again: a new grant for the same user.
+        let renewed = relay.add_user(2, server.address, &[]);
+        assert_eq!(renewed.slot, grant.slot);
+        client.send(b"the old grant");
+        Client::new(&net.client, &renewed).exchange(b"the new one");
+        relay.cli(&["block", "add", "198.51.100.0/24"]).succeeded();
+        relay.cli(&["block", "remove", "198.51.100.0/24"]).succeeded();
+        relay.cli(&["user", "remove", "2"]).succeeded();
+        let other = (10 + round).to_string();
+        relay.cli(&["user", "add", &other, "--to", &to]).succeeded();
+    }
+    load.wait_for(50);
+    assert_eq!(relay.packets("uplink", "unknown_session"), 5);
+    expect_none_lost(load);
+}
+
+#[test]
+fn a_configuration_is_put_in_force_under_load_and_nobody_loses_anything() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    for persist in [false, true] {
+        let mut relay = Relay::new(&net.relay);
+        if persist {
+            relay.persist();
+        }
+        relay.start();
+        let server = EchoServer::new(&net.server, Family::V4, 0);
+        let load = load(&net, &relay, &server);
+        for (key, value) in [("unmatched", "drop"), ("unmatched", "pass")] {
+            load.wait_for(100);
+            relay.set(key, value);
+            relay.cli(&["reload"]).succeeded();
+            load.wait_for(100);
+            relay.signal(Signal::SIGHUP);
+        }
+        // One more listener: the old one goes on, the new one serves too.
+        relay.set("listen", vec!["192.0.2.1:4500", "192.0.2.1:4501", "[2001:db8::1]:4500"]);
+        relay.cli(&["reload"]).succeeded();
+        load.wait_for(100);
+        let grant = Grant {
+            relay: "192.0.2.1:4501".parse().unwrap(),
+            ..relay.add_user(2, server.address, &[])
+        };
+        Client::new(&net.client, &grant).exchange(b"by the new listener");
+        expect_none_lost(load);
+    }
+}
+
+#[test]
+fn what_only_a_restart_can_change_is_told_and_the_rest_stays_as_it_was() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let mut relay = Relay::started(&net.relay);
+    relay.set("max_users", 2000);
+    relay.set("unmatched", "drop");
+    relay.cli(&["reload"]).failed(3, &["max_users", "restart"]);
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let mut client = Client::new(&net.client, &relay.add_user(1, server.address, &[]));
+    wait_until_resolved(&mut client);
+    let status = relay.cli(&["status", "--json"]).json();
+    assert_eq!(status["max_users"], 1000, "{status}");
+}
+
+#[test]
+fn a_second_start_beside_a_running_relay_is_refused_and_harms_nobody() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let mut relay = Relay::new(&net.relay);
+    relay.persist();
+    relay.start();
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let load = load(&net, &relay, &server);
+    load.wait_for(50);
+    // The same configuration; then one that has nothing in common with it but the interface.
+    let same = relay.cli(&["run"]);
+    same.failed(8, &[]);
+    let mut other = Relay::new(&net.relay);
+    other.set("http", "127.0.0.1:9091");
+    other.run_to_end(&[]).failed(5, &["another XDP program"]);
+    load.wait_for(50);
+    expect_none_lost(load);
+    relay.cli(&["status"]).succeeded();
+}
+
+#[test]
+fn a_next_hop_that_moves_while_no_process_runs_is_found_at_the_next_start() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let mut relay = Relay::new(&net.relay);
+    relay.persist();
+    relay.start();
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let mut client = Client::new(&net.client, &relay.add_user(1, server.address, &[]));
+    wait_until_resolved(&mut client);
+    relay.crash();
+    net.server.command("sysctl -qw net.ipv4.conf.eth0.arp_notify=1");
+    net.server.ip("link set eth0 address 02:00:00:00:ff:03");
+    client.send(b"to the old place");
+    relay.start();
+    wait_until_resolved(&mut client);
+}
+
+#[test]
+fn a_restart_with_another_configuration_replaces_the_program_that_went_on() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let mut relay = Relay::new(&net.relay);
+    relay.persist();
+    relay.start();
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let mut client = Client::new(&net.client, &relay.add_user(1, server.address, &[]));
+    wait_until_resolved(&mut client);
+    relay.stop();
+    relay.set("listen", vec!["192.0.2.1:5500"]);
+    relay.set("egress_ports", "20000-29999");
+    relay.set("header_protection", false);
+    relay.start();
+    let before = relay.counters();
+    client.send(b"to the old listener");
+    relay.expect_moved(&before, &[]);
+    let grant = relay.cli(&["user", "show", "1", "--grant", "--json"]).json();
+    let grant = Grant::from_json(&grant);
+    assert_eq!(
+        (grant.relay.to_string().as_str(), grant.header_key, grant.key),
+        ("192.0.2.1:5500", None, client.grant.key)
+    );
+    client.grant = grant;
+    client.exchange(b"to the new listener");
+    let last = server.received().pop().unwrap();
+    assert_eq!(
+        last.from.to_string(),
+        format!("192.0.2.1:{}", 20_000 + client.grant.slot)
+    );
+}
+
+#[test]
+fn a_grant_expires_while_no_process_runs() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let mut relay = Relay::new(&net.relay);
+    relay.persist();
+    relay.start();
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let mut client = Client::new(&net.client, &relay.add_user(1, server.address, &["--expires-in", "2s"]));
+    wait_until_resolved(&mut client);
+    relay.crash();
+    client.exchange(b"not yet");
+    wait::until("the end of the grant", PATIENCE, || {
+        client.send(b"are you there?");
+        client
+            .receive_within(Duration::from_millis(100))
+            .is_none()
+            .then_some(())
+    });
+    relay.start();
+    let before = relay.counters();
+    client.send(b"anybody?");
+    relay.expect_moved(&before, &[("uplink", "expired", 1)]);
+    let user = relay.cli(&["user", "show", "1", "--json"]).json();
+    assert_eq!(user["expired"], true, "{user}");
+}
+
+#[test]
+fn generic_mode_relays_too() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let mut relay = Relay::new(&net.relay);
+    relay.set("xdp.mode", "generic");
+    relay.start();
+    for (id, family) in [(1, Family::V4), (2, Family::V6)] {
+        let server = EchoServer::new(&net.server, family, 0);
+        let mut client = Client::new(&net.client, &relay.add_user(id, server.address, &[]));
+        wait_until_resolved(&mut client);
+        for size in [1, 100, 1400] {
+            client.exchange(&vec![0x5a; size]);
+        }
+        let ping = client.send(b"");
+        assert_eq!(client.receive(), ping);
+    }
+    assert_eq!(relay.cli(&["status", "--json"]).json()["mode"], "generic");
+}
+
+#[test]
+fn a_hundred_thousand_users_are_imported_and_all_there_after_a_restart() {
+    if !can_run("relaying") {
+        return;
+    }
+    let users: u64 = 100_000;
+    let net = Trio::new();
+    let mut relay = Relay::new(&net.relay);
+    relay.set(
+        "egress",
+        vec![
+            "192.0.2.1",
+            "192.0.2.101",
+            "192.0.2.102",
+            "2001:db8::1",
+            "2001:db8::101",
+        ],
+    );
+    net.relay.ip("address add 192.0.2.101/24 dev eth0");
+    net.relay.ip("address add 192.0.2.102/24 dev eth0");
+    relay.set("egress_ports", "10000-59999");
+    relay.set("max_users", i64::try_from(users).unwrap());
+    relay.start();
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let mut lines = String::new();
+    for id in 0..users {
+        writeln!(lines, "{{\"id\": {id}, \"to\": \"{}\"}}", server.address).unwrap();
+    }
+    let file = relay.path("users.ndjson");
+    fs::write(&file, lines).unwrap();
+    let grants = relay
+        .cli(&["user", "import", file.to_str().unwrap(), "--json"])
+        .succeeded();
+    let grants: Vec<_> = grants
+        .lines()
+        .map(|line| Grant::from_json(&serde_json::from_str(line).unwrap()))
+        .collect();
+    assert_eq!(grants.len() as u64, users);
+
+    let serve_some = |relay: &Relay<'_>| {
+        for grant in [&grants[0], &grants[49_999], &grants[50_000], &grants[99_999]] {
+            let mut client = Client::new(&net.client, grant);
+            wait_until_resolved(&mut client);
+            let egress = server.received().pop().unwrap().from;
+            let address = if grant.slot < 50_000 {
+                "192.0.2.1"
+            } else {
+                "192.0.2.101"
+            };
+            let port = 10_000 + u16::try_from(grant.slot % 50_000).unwrap();
+            assert_eq!(
+                egress,
+                SocketAddr::new(address.parse().unwrap(), port),
+                "slot {}",
+                grant.slot
+            );
+        }
+        relay
+            .cli(&["user", "add", "100000", "--to", "192.0.2.3:7"])
+            .failed(10, &["full"]);
+    };
+    serve_some(&relay);
+    relay.stop();
+    relay.start();
+    serve_some(&relay);
+}
+
+#[test]
+fn many_operators_at_once_leave_the_users_that_they_say() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let relay = Relay::started(&net.relay);
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let to = server.address.to_string();
+    std::thread::scope(|scope| {
+        for operator in 0..4_u64 {
+            let (relay, to) = (&relay, &to);
+            scope.spawn(move || {
+                for round in 0..10 {
+                    let id = (operator * 100 + round).to_string();
+                    relay.cli(&["user", "add", &id, "--to", to]).succeeded();
+                    if round % 2 == 0 {
+                        relay.cli(&["user", "remove", &id]).succeeded();
+                    }
+                }
+            });
+        }
+    });
+    let users = relay.cli(&["user", "list", "--json"]).json();
+    let users = users.as_array().unwrap();
+    assert_eq!(users.len(), 20);
+    for user in users {
+        let id = user["id"].to_string();
+        let grant = relay.cli(&["user", "show", &id, "--grant", "--json"]).json();
+        let mut client = Client::new(&net.client, &Grant::from_json(&grant));
+        wait_until_resolved(&mut client);
+    }
+}
