@@ -10,7 +10,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use nix::{
@@ -31,26 +31,40 @@ const DATAGRAM_BYTES: usize = 65_507;
 /// Bytes of socket buffers: some hundred full datagrams, for programs that send in bursts.
 const SOCKET_BYTES: usize = 4 << 20;
 
-/// Makes tokens for one grant, each with a packet number of its own.
+/// A client that was silent for so long takes its packet numbers from the clock again.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Makes tokens for one grant, each with a packet number of its own: one more than the last, or the clock in
+/// microseconds since the Unix epoch after a silence. So a client that was started again need not remember anything,
+/// and one whose grant was used elsewhere for a while, to ping for example, is heard again when it goes on.
 #[derive(Debug)]
 pub struct Sealer {
     grant: Grant,
     next_pn: u64,
+    last: Option<Instant>,
 }
 
 impl Sealer {
-    /// Begins at the clock, in microseconds since the Unix epoch: a restarted client need not remember anything.
+    /// Seals with this grant.
     #[must_use]
-    pub fn new(grant: Grant) -> Self {
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    pub const fn new(grant: Grant) -> Self {
         Self {
             grant,
-            next_pn: u64::try_from(clock.as_micros()).unwrap_or(u64::MAX / 2),
+            next_pn: 0,
+            last: None,
         }
     }
 
-    /// The next packet number, and the token to put in front of a payload of this length.
-    pub fn seal(&mut self, payload_len: u16) -> (u64, [u8; TOKEN_BYTES]) {
+    /// The next packet number, and the token to put in front of a payload of this length, which is sent `now`.
+    pub fn seal(&mut self, payload_len: u16, now: Instant) -> (u64, [u8; TOKEN_BYTES]) {
+        if self
+            .last
+            .is_none_or(|last| now.saturating_duration_since(last) >= SILENCE)
+        {
+            // Never back, even if the clock was set back.
+            self.next_pn = self.next_pn.max(clock_us());
+        }
+        self.last = Some(now);
         let pn = self.next_pn;
         self.next_pn += 1;
         let grant = &self.grant;
@@ -66,6 +80,12 @@ impl Sealer {
         );
         (pn, token)
     }
+}
+
+fn clock_us() -> u64 {
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // Until the year 586000.
+    u64::try_from(clock.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A socket towards a relay, which never sends fragments: the relay drops them.
@@ -86,10 +106,12 @@ pub async fn relay_socket(relay: SocketAddr, source: Option<IpAddr>) -> io::Resu
     Ok(socket)
 }
 
-/// As much as the system allows; less is slower, not wrong.
+/// Beyond the system's limit where this process may, else as much as that allows; less is slower, not wrong.
 fn enlarge(socket: &UdpSocket) {
-    let _ = setsockopt(socket, sockopt::RcvBuf, &SOCKET_BYTES);
-    let _ = setsockopt(socket, sockopt::SndBuf, &SOCKET_BYTES);
+    let _ = setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BYTES)
+        .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &SOCKET_BYTES));
+    let _ = setsockopt(socket, sockopt::SndBufForce, &SOCKET_BYTES)
+        .or_else(|_| setsockopt(socket, sockopt::SndBuf, &SOCKET_BYTES));
 }
 
 /// What a proxy has done, and not done.
@@ -264,6 +286,7 @@ impl Proxy {
 
     /// Puts a token in front of each payload; those that cannot have one are left out.
     fn seal(&self, batch: &mut Batch) {
+        let now = Instant::now();
         let mut sealer = self.sealer.lock().unwrap_or_else(PoisonError::into_inner);
         let Batch { messages, buffers, .. } = batch;
         messages.retain_mut(|message| {
@@ -275,7 +298,7 @@ impl Proxy {
                 self.stats.failed(Errno::EMSGSIZE, message.len + TOKEN_BYTES);
                 return false;
             }
-            let (_, token) = sealer.seal(payload_len);
+            let (_, token) = sealer.seal(payload_len, now);
             buffers[message.buffer][..TOKEN_BYTES].copy_from_slice(&token);
             message.start = 0;
             message.len += TOKEN_BYTES;
@@ -419,8 +442,6 @@ fn socket_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn grant(relay: SocketAddr) -> Grant {
@@ -447,14 +468,23 @@ mod tests {
     }
 
     #[test]
-    fn packet_numbers_begin_at_the_clock_and_rise_by_one() {
+    fn packet_numbers_begin_at_the_clock_rise_by_one_and_return_to_the_clock_after_a_silence() {
         let mut sealer = Sealer::new(grant("192.0.2.1:4500".parse().unwrap()));
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
-        let (first, token) = sealer.seal(5);
-        assert!(clock - u128::from(first) < 60_000_000, "{first} is not the clock");
+        let before = clock_us();
+        let now = Instant::now();
+        let (first, token) = sealer.seal(5, now);
+        assert!((before..=clock_us()).contains(&first), "{first} is not the clock");
         assert_eq!(token, token::seal(&[1; 16], None, 3, 0xdead_beef, first, 5, 7));
-        let (second, _) = sealer.seal(5);
-        assert_eq!(second, first + 1);
+        assert_eq!(sealer.seal(5, now + Duration::from_millis(999)).0, first + 1);
+        let before = clock_us();
+        let (later, _) = sealer.seal(5, now + Duration::from_secs(2));
+        assert!((before..=clock_us()).contains(&later), "{later} is not the clock");
+        sealer.next_pn = u64::MAX - 5;
+        assert_eq!(
+            sealer.seal(5, now + Duration::from_secs(9)).0,
+            u64::MAX - 5,
+            "went back to the clock"
+        );
     }
 
     #[tokio::test]

@@ -108,6 +108,9 @@ pub enum GrantError {
     /// The JSON is not that of a grant.
     #[error("this is no grant: {0}")]
     Json(#[from] serde_json::Error),
+    /// There is nothing.
+    #[error("the grant is empty: give its line, which begins with `{PREFIX}`, its JSON, a file with either, or `-`")]
+    Empty,
     /// It is longer than any grant.
     #[error("this is no grant: it is longer than {MOST_BYTES} bytes")]
     TooLong,
@@ -158,6 +161,9 @@ impl Grant {
     /// See [`GrantError`].
     pub fn read(argument: &str) -> Result<Self, GrantError> {
         let trimmed = argument.trim_start();
+        if trimmed.is_empty() {
+            return Err(GrantError::Empty);
+        }
         if trimmed.starts_with(PREFIX) || trimmed.starts_with('{') {
             return Self::parse(argument);
         }

@@ -110,8 +110,9 @@ pub async fn execute(args: Args) -> Result<ExitCode, CliError> {
 
 impl Pings {
     async fn send(&mut self, socket: &UdpSocket, sealer: &mut Sealer) {
-        let (pn, token) = sealer.seal(0);
-        self.sealed.insert(token, (pn, Instant::now()));
+        let now = Instant::now();
+        let (pn, token) = sealer.seal(0, now);
+        self.sealed.insert(token, (pn, now));
         self.sent += 1;
         if let Err(error) = socket.send(&token).await {
             eprintln!("pn={pn} not sent: {error}");
