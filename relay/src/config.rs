@@ -436,44 +436,52 @@ impl Config {
     /// of that family with so many ports.
     #[must_use]
     pub fn egress_of(&self, slot: u32, v4: bool) -> Option<SocketAddr> {
-        let ports = u32::from(self.last_egress_port.saturating_sub(self.first_egress_port)) + 1;
+        let ports = self.ports();
         let mut addresses = self.egress.iter().filter(|address| address.is_ipv4() == v4);
         let address = addresses.nth((slot / ports) as usize)?;
         let port = u32::from(self.first_egress_port) + slot % ports;
         Some(SocketAddr::new(*address, u16::try_from(port).ok()?))
     }
 
-    /// How many users the egress addresses and ports have room for: each family by itself, since a user has one
-    /// destination of one family.
+    fn ports(&self) -> u32 {
+        u32::from(self.last_egress_port.saturating_sub(self.first_egress_port)) + 1
+    }
+
+    /// How many egress ports towards destinations of this family there are, and so how many such users can be.
+    #[must_use]
+    pub fn room(&self, v4: bool) -> u32 {
+        let addresses = self.egress.iter().filter(|address| address.is_ipv4() == v4).count();
+        (addresses as u32).saturating_mul(self.ports())
+    }
+
+    /// How many users the egress addresses and ports have room for.
     #[must_use]
     pub fn capacity(&self) -> u32 {
-        let ports = u32::from(self.last_egress_port.saturating_sub(self.first_egress_port)) + 1;
-        let of_family = |v4: bool| self.egress.iter().filter(|address| address.is_ipv4() == v4).count() as u32;
-        [of_family(true), of_family(false)]
-            .into_iter()
-            .filter(|n| *n > 0)
-            .min()
-            .unwrap_or(0)
-            .saturating_mul(ports)
+        self.room(true).saturating_add(self.room(false))
+    }
+
+    /// The smallest room of a family that has any.
+    fn least_room(&self) -> u32 {
+        let rooms = [self.room(true), self.room(false)];
+        rooms.into_iter().filter(|room| *room > 0).min().unwrap_or(0)
     }
 
     fn check_capacity(&mut self, reader: &mut Reader<'_>, max_users: Option<u32>) {
-        let capacity = self.capacity();
+        let (capacity, ports) = (self.capacity(), self.ports());
         match max_users {
             Some(max_users) if max_users > capacity && capacity > 0 => {
-                let ports = u32::from(self.last_egress_port - self.first_egress_port) + 1;
                 reader.fault(
                     "max_users",
                     format!(
                         "max_users is {max_users}, but the egress addresses and ports have room for {capacity} \
                          ({} × {ports} ports): add addresses to `egress`, widen `egress_ports`, or write at most \
                          {capacity}",
-                        capacity / ports
+                        self.egress.len()
                     ),
                 );
             }
             Some(max_users) => self.max_users = max_users,
-            None => self.max_users = DEFAULT_MAX_USERS.min(capacity),
+            None => self.max_users = DEFAULT_MAX_USERS.min(self.least_room()),
         }
     }
 
@@ -548,7 +556,20 @@ impl Config {
     }
 
     fn warnings(&self, reader: &Reader<'_>) -> Vec<Fault> {
-        let mut warnings = Vec::new();
+        let mut warnings = reader.unknown_variables();
+        for (v4, family) in [(true, "IPv4"), (false, "IPv6")] {
+            let room = self.room(v4);
+            if room > 0 && room < self.max_users {
+                warnings.push(Fault {
+                    place: reader.place("max_users"),
+                    message: format!(
+                        "a user has the same port on an egress address of each family, so there is room for {room} \
+                         users with {family} destinations, not {}",
+                        self.max_users
+                    ),
+                });
+            }
+        }
         if let Ok(tick) = crate::datapath::clock::tick() {
             let least = (u128::from(self.packets_per_second) * tick.as_nanos()).div_ceil(1_000_000_000);
             if u128::from(self.burst) < least {

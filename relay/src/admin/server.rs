@@ -178,7 +178,7 @@ async fn answer<T: Serialize + Send + 'static>(
 fn refused(error: &RelayError) -> Response {
     let kind = match error {
         RelayError::Refused(Refusal::NoUser(_) | Refusal::NotBlocked(_)) => ProblemKind::NotFound,
-        RelayError::Refused(Refusal::Full { .. }) => ProblemKind::Full,
+        RelayError::Refused(Refusal::Full { .. } | Refusal::NoEgressPort { .. }) => ProblemKind::Full,
         RelayError::Refused(Refusal::Store(_)) | RelayError::Store(_) => ProblemKind::Store,
         RelayError::Refused(_) => ProblemKind::Invalid,
         RelayError::Config(_) | RelayError::Fixed { .. } => ProblemKind::Configuration,

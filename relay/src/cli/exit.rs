@@ -149,7 +149,7 @@ fn of_relay(error: &RelayError) -> Exit {
     match error {
         RelayError::Store(_) | RelayError::Refused(Refusal::Store(_)) => Exit::Store,
         RelayError::Config(_) | RelayError::Fixed { .. } => Exit::Configuration,
-        RelayError::Refused(Refusal::Full { .. }) => Exit::Full,
+        RelayError::Refused(Refusal::Full { .. } | Refusal::NoEgressPort { .. }) => Exit::Full,
         RelayError::Refused(_) => Exit::Refused,
         RelayError::Datapath(error) => of_datapath(error),
     }

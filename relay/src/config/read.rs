@@ -13,6 +13,9 @@ use super::{Fault, KEYS, Place, Sources, flag, variable};
 /// How alike two keys must be for one to be suggested for the other.
 const ALIKE: f64 = 0.7;
 
+/// Variables of this program that are no key's.
+const OTHER_VARIABLES: [&str; 2] = ["RELAY_CONFIG", "RELAY_GRANT"];
+
 /// A value as it was written.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Raw {
@@ -167,7 +170,26 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Unknown keys and variables, with the known ones that they look like.
+    /// Variables that look like this program's but are not. Not faults: surroundings add such by themselves, as
+    /// Kubernetes does for a service named `relay`.
+    pub(super) fn unknown_variables(&self) -> Vec<Fault> {
+        let known: Vec<_> = KEYS.iter().map(|(key, _)| variable(key)).collect();
+        let unknown = self.sources.environment.keys().filter(|name| {
+            name.starts_with("RELAY_") && !OTHER_VARIABLES.contains(&name.as_str()) && !known.contains(name)
+        });
+        unknown
+            .map(|name| Fault {
+                place: Place::Environment(name.clone()),
+                message: format!(
+                    "not used{}",
+                    alike(name, known.iter().map(String::as_str))
+                        .map_or_else(String::new, |known| format!("; did you mean {known}?"))
+                ),
+            })
+            .collect()
+    }
+
+    /// Unknown keys, with the known ones that they look like.
     fn check_names(&mut self) {
         for (key, span, _) in self.found.clone() {
             if !KEYS.iter().any(|(known, _)| *known == key) {
@@ -267,10 +289,15 @@ fn is_section(name: &str) -> bool {
 }
 
 fn suggestion(key: &str) -> String {
-    let alike = KEYS.iter().map(|(known, _)| (strsim::jaro_winkler(key, known), known));
-    let best = alike.max_by(|(a, _), (b, _)| a.total_cmp(b));
-    match best {
-        Some((likeness, known)) if likeness > ALIKE => format!("; did you mean `{known}`?"),
-        _ => format!("; there are: {}", KEYS.map(|(key, _)| key).join(", ")),
+    match alike(key, KEYS.iter().map(|(known, _)| *known)) {
+        Some(known) => format!("; did you mean `{known}`?"),
+        None => format!("; there are: {}", KEYS.map(|(key, _)| key).join(", ")),
     }
+}
+
+/// The known name that this one was probably meant to be.
+fn alike<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let likeness = known.map(|known| (strsim::jaro_winkler(name, known), known));
+    let best = likeness.max_by(|(a, _), (b, _)| a.total_cmp(b));
+    best.filter(|(likeness, _)| *likeness > ALIKE).map(|(_, known)| known)
 }

@@ -68,7 +68,7 @@ kind = "redb"
     let config = checked.config;
     assert_eq!(
         (config.relay_id, config.max_users, config.capacity()),
-        (7, 100_000, 100_000)
+        (7, 100_000, 200_000)
     );
     assert_eq!((config.packets_per_second, config.burst), (20_000, 2000));
     assert_eq!((config.xdp_mode, config.xdp_persist), (XdpMode::Native, true));
@@ -160,6 +160,34 @@ fn without_max_users_there_are_as_many_as_fit() {
     ))
     .unwrap();
     assert_eq!(two.config.max_users, 100_000);
+}
+
+#[test]
+fn more_users_than_one_family_has_ports_for_are_a_warning_and_more_than_both_have_a_fault() {
+    let both = "listen = [\"192.0.2.1:4500\", \"[2001:db8::1]:4500\"]\nmax_users = ";
+    let checked = load(&format!("{both}100000\n")).unwrap();
+    let warnings: Vec<_> = checked.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(
+        warnings[1].contains("room for 50000 users with IPv6 destinations"),
+        "{warnings:?}"
+    );
+    let faults = faults(&format!("{both}100001\n"));
+    assert!(faults[0].contains("room for 100000 (2 × 50000 ports)"), "{faults:?}");
+}
+
+#[test]
+fn a_variable_that_is_nearly_a_keys_is_a_warning() {
+    let (_folder, mut sources) = sources(LISTEN);
+    sources.environment.insert("RELAY_INTERFCE".into(), "eth1".into());
+    sources.environment.insert("RELAY_GRANT".into(), "lumen1:".into());
+    let warnings = Config::load(&sources).unwrap().warnings;
+    assert_eq!(warnings.len(), 1);
+    assert!(
+        warnings[0].message.contains("did you mean RELAY_INTERFACE?"),
+        "{}",
+        warnings[0]
+    );
 }
 
 #[test]

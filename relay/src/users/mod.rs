@@ -213,6 +213,17 @@ pub enum Refusal {
         /// Slots asked for.
         wanted: usize,
     },
+    /// No slot is left that has an egress port of the destination's family.
+    #[error(
+        "no slot is left that has an egress port towards {family} destinations; {room} have: add {family} addresses \
+         to `egress`, or remove users"
+    )]
+    NoEgressPort {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// Egress ports of that family.
+        room: u32,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -298,6 +309,7 @@ impl Users {
             Some(slot) => slot,
             None => self.free_slots(1)?[0],
         };
+        check_egress(config, slot, new.to)?;
         let user = granted(new, slot, expires_at);
         self.store.put(std::slice::from_ref(&user))?;
         self.insert(user.clone());
@@ -407,6 +419,17 @@ impl Users {
     fn insert(&mut self, user: User) {
         self.free.take(user.slot);
         self.users.insert(user.id, user);
+    }
+}
+
+/// The slot's port must exist on an egress address of the destination's family.
+fn check_egress(config: &Config, slot: u32, to: SocketAddr) -> Result<(), Refusal> {
+    match config.egress_of(slot, to.is_ipv4()) {
+        Some(_) => Ok(()),
+        None => Err(Refusal::NoEgressPort {
+            family: family(to),
+            room: config.room(to.is_ipv4()),
+        }),
     }
 }
 
