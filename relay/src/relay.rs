@@ -147,7 +147,7 @@ impl Relay {
     pub fn not_ready(&self) -> Option<&'static str> {
         if self.stopping.load(Ordering::Relaxed) {
             Some("stopping")
-        } else if self.datapath.mode().is_none() {
+        } else if !self.datapath.is_attached() {
             Some("the XDP program is not attached")
         } else {
             None

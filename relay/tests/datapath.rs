@@ -145,7 +145,7 @@ fn pins_keep_program_and_maps_until_they_are_removed() {
             matches!(error, DatapathError::Attach(AttachError::StalePins { .. })),
             "{error}"
         );
-        assert!(Pins::remove(&config.xdp_pin_dir).unwrap());
+        assert!(Pins::remove_unused(&config.xdp_pin_dir).unwrap());
         assert_eq!(Interface::read("relay0").unwrap().program, None);
     });
 }
@@ -169,7 +169,7 @@ fn a_pin_directory_that_is_no_relays_is_left_alone() {
             matches!(error, DatapathError::Attach(AttachError::ForeignPins { .. })),
             "{error}"
         );
-        let error = Pins::remove(&persistent.xdp_pin_dir).unwrap_err();
+        let error = Pins::remove_unused(&persistent.xdp_pin_dir).unwrap_err();
         assert!(matches!(error, AttachError::ForeignPins { .. }), "{error}");
 
         let plain = tempfile::tempdir().unwrap();

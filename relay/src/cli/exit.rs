@@ -171,6 +171,7 @@ fn of_attach(error: &AttachError) -> Exit {
     match error {
         AttachError::Busy { .. } => Exit::Interface,
         AttachError::NotNative { .. } => Exit::NotNative,
+        AttachError::PinsInUse { .. } => Exit::InUse,
         AttachError::NotBpffs { .. } | AttachError::StalePins { .. } | AttachError::ForeignPins { .. } => Exit::Pins,
         AttachError::Pins { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Exit::Permission,
         AttachError::Pins { .. } => Exit::Pins,

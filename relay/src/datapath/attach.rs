@@ -1,7 +1,8 @@
 //! Attaching the program to its interface: modes, the link, and pins that outlive the process.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -13,7 +14,11 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
 use relay_ebpf::layout::{LAYOUT_VERSION, map};
 
 use super::{interface::Interface, program::PINNED_MAPS};
@@ -87,6 +92,15 @@ pub enum AttachError {
         /// What does not fit.
         found: String,
     },
+    /// A running relay uses the pins.
+    #[error(
+        "a running relay uses the pins in {dir}: end it first (SIGTERM, or `systemctl stop`), or set another \
+         xdp.pin_dir"
+    )]
+    PinsInUse {
+        /// The pin directory.
+        dir: PathBuf,
+    },
     /// The pins are somebody else's.
     #[error(
         "{dir} was not made by a relay on this interface ({found}): set another xdp.pin_dir, or remove the folder if \
@@ -100,10 +114,12 @@ pub enum AttachError {
     },
 }
 
-/// A folder of pins, checked to be usable.
-#[derive(Clone, Debug, Eq, PartialEq)]
+/// A folder of pins, checked to be usable. No other process opens or removes it while this one has it.
+#[derive(Debug)]
 pub struct Pins {
     dir: PathBuf,
+    /// On the folder; goes with the process, however that ends.
+    _lock: Flock<File>,
 }
 
 impl Pins {
@@ -113,9 +129,21 @@ impl Pins {
     /// See [`AttachError`]; nothing was changed but for the folder having been made.
     pub fn open(dir: &Path, max_users: u32, interface: &Interface) -> Result<Self, AttachError> {
         make_folder(dir)?;
-        let pins = Self { dir: dir.to_owned() };
+        let pins = Self::lock(dir)?;
         pins.check(max_users, interface)?;
         Ok(pins)
+    }
+
+    fn lock(dir: &Path) -> Result<Self, AttachError> {
+        let folder = File::open(dir).map_err(pins_error("opening", dir))?;
+        let lock = Flock::lock(folder, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+            Errno::EWOULDBLOCK => AttachError::PinsInUse { dir: dir.to_owned() },
+            error => pins_error("locking", dir)(error.into()),
+        })?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            _lock: lock,
+        })
     }
 
     /// The folder.
@@ -200,32 +228,40 @@ impl Pins {
             .collect()
     }
 
-    /// Removes the pins, and so detaches a program that only they hold. Returns whether there was anything.
+    /// Removes the pins that no running relay uses, and so detaches the program that only they hold. Returns whether
+    /// there was anything.
     ///
     /// # Errors
-    /// If a pin cannot be removed, or the folder holds what is not a relay's.
-    pub fn remove(dir: &Path) -> Result<bool, AttachError> {
+    /// If a pin cannot be removed, the folder holds what is not a relay's, or a running relay uses it.
+    pub fn remove_unused(dir: &Path) -> Result<bool, AttachError> {
         if !dir.exists() {
             return Ok(false);
         }
-        let pins = Self { dir: dir.to_owned() };
-        let mut names = pins.names()?;
+        Self::lock(dir)?.remove()
+    }
+
+    /// Removes these pins; the program stays attached while something else holds it. Returns whether there were any.
+    ///
+    /// # Errors
+    /// If a pin cannot be removed, or the folder holds what is not a relay's.
+    pub fn remove(&self) -> Result<bool, AttachError> {
+        let mut names = self.names()?;
         if let Some(name) = names
             .iter()
             .find(|name| *name != LINK && !PINNED_MAPS.contains(&name.as_str()))
         {
             return Err(AttachError::ForeignPins {
-                dir: dir.to_owned(),
+                dir: self.dir.clone(),
                 found: format!("it holds `{name}`"),
             });
         }
         // The link first: without it nothing is attached, whatever happens to the rest.
         names.sort_by_key(|name| name != LINK);
         for name in &names {
-            let path = dir.join(name);
+            let path = self.dir.join(name);
             fs::remove_file(&path).map_err(pins_error("removing", &path))?;
         }
-        fs::remove_dir(dir).map_err(pins_error("removing", dir))?;
+        fs::remove_dir(&self.dir).map_err(pins_error("removing", &self.dir))?;
         Ok(!names.is_empty())
     }
 }

@@ -218,6 +218,20 @@ impl Datapath {
         Ok(mode)
     }
 
+    /// Whether the program that was attached still is: its interface may be gone, or somebody else have taken it off.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        let inner = &mut *self.inner();
+        let program = inner.loaded.program().ok().and_then(|program| program.info().ok());
+        let (Some(_), Some(program)) = (&inner.attachment, program) else {
+            return false;
+        };
+        Interface::read(&self.interface.name)
+            .ok()
+            .and_then(|interface| interface.program)
+            .is_some_and(|attached| attached.id == program.id())
+    }
+
     /// The mode in force, once attached.
     #[must_use]
     pub fn mode(&self) -> Option<XdpMode> {
@@ -247,7 +261,7 @@ impl Datapath {
                     })
                     .map_err(DatapathError::from)
                 });
-                Pins::remove(&dir)?;
+                Pins::remove_unused(&dir)?;
                 loaded?
             }
         };
@@ -418,7 +432,7 @@ impl Datapath {
     pub fn detach(&self) -> Result<(), DatapathError> {
         self.inner().attachment = None;
         if let Some(pins) = &self.pins {
-            Pins::remove(pins.dir())?;
+            pins.remove()?;
         }
         Ok(())
     }
@@ -447,7 +461,7 @@ impl Targets for Datapath {
 /// # Errors
 /// See [`AttachError`].
 pub fn detach_pins(dir: &Path) -> Result<bool, AttachError> {
-    Pins::remove(dir)
+    Pins::remove_unused(dir)
 }
 
 fn prefix_key(prefix: &IpNet) -> (Address, u32) {
