@@ -4,7 +4,7 @@ use std::{
     hash::Hasher as _,
     io,
     net::{SocketAddr, UdpSocket},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::Value;
@@ -207,17 +207,23 @@ impl Client {
 #[must_use]
 #[track_caller]
 pub fn receive(socket: &UdpSocket, patience: Duration) -> Option<(Vec<u8>, SocketAddr)> {
-    socket
-        .set_read_timeout(Some(patience.max(Duration::from_micros(1))))
-        .expect("a time-out above zero is valid");
+    let end = Instant::now() + patience;
     let mut buffer = vec![0; 65536];
-    match socket.recv_from(&mut buffer) {
-        Ok((length, from)) => {
-            buffer.truncate(length);
-            Some((buffer, from))
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        socket
+            .set_read_timeout(Some(left.max(Duration::from_micros(1))))
+            .expect("a time-out above zero is valid");
+        match socket.recv_from(&mut buffer) {
+            Ok((length, from)) => {
+                buffer.truncate(length);
+                return Some((buffer, from));
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return None,
+            // A process that was stopped and goes on finds its waiting interrupted (signal(7)).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => panic!("receiving: {error}"),
         }
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => None,
-        Err(error) => panic!("receiving: {error}"),
     }
 }
 

@@ -332,10 +332,14 @@ fn pins_of_somebody_else_are_told_and_left_as_they_are() {
     relay.set("xdp.pin_dir", pins.as_str());
     relay
         .run_to_end(&[])
+        .failed(exit::IN_USE, &[&pins, "another xdp.pin_dir"]);
+    owner.cli(&["status"]).succeeded();
+    owner.crash();
+    relay
+        .run_to_end(&[])
         .failed(exit::PINS, &[&pins, "another xdp.pin_dir"]);
     assert_nothing_attached(&elsewhere);
     assert!(place.ip("link show eth0").contains("xdp"));
-    owner.cli(&["status"]).succeeded();
 
     let stranger = relay.path("bpf/stranger");
     fs::create_dir_all(stranger.join("program")).unwrap();
@@ -345,6 +349,25 @@ fn pins_of_somebody_else_are_told_and_left_as_they_are() {
     // Nor does detach remove what is not the relay's.
     relay.cli(&["detach"]).failed(exit::PINS, &["bpf/stranger"]);
     assert!(stranger.join("program").exists());
+}
+
+#[test]
+fn pins_that_a_running_relay_uses_are_not_removed_under_it() {
+    if !can_run("starting a relay") {
+        return;
+    }
+    let place = place();
+    let mut relay = Relay::new(&place);
+    relay.persist();
+    relay.start();
+    let pins = relay.path("bpf/pins").display().to_string();
+    relay.cli(&["detach"]).failed(exit::IN_USE, &[&pins, "end it first"]);
+    relay.cli(&["reload"]).succeeded();
+    assert_eq!(relay.get("/ready").map(|(status, _)| status), Some(200));
+    // Dead, it uses nothing any more.
+    relay.crash();
+    relay.cli(&["detach"]).succeeded();
+    assert_nothing_attached(&place);
 }
 
 #[test]

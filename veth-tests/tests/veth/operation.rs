@@ -343,3 +343,20 @@ fn many_operators_at_once_leave_the_users_that_they_say() {
         wait_until_resolved(&mut client);
     }
 }
+
+#[test]
+fn a_process_that_is_stopped_delays_no_packet_and_goes_on_when_it_may() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let relay = Relay::started(&net.relay);
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let load = load(&net, &relay, &server);
+    relay.signal(Signal::SIGSTOP);
+    load.wait_for(300);
+    relay.signal(Signal::SIGCONT);
+    relay.add_user(2, server.address, &[]);
+    load.wait_for(300);
+    expect_none_lost(load);
+}

@@ -286,3 +286,37 @@ fn the_hosts_own_traffic_and_a_users_are_both_served() {
     client.exchange(b"relay?");
     assert_eq!(client.receive_within(Duration::from_millis(20)), None);
 }
+
+#[test]
+fn traffic_resumes_when_the_relays_link_was_down() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let relay = Relay::started(&net.relay);
+    let servers = Family::ALL.map(|family| EchoServer::new(&net.server, family, 0));
+    let mut clients: Vec<_> = (0..2)
+        .map(|id| Client::new(&net.client, &relay.add_user(id, servers[id as usize].address, &[])))
+        .collect();
+    clients.iter_mut().for_each(wait_until_resolved);
+    net.relay.ip("link set eth0 down");
+    clients[0].send(b"anybody?");
+    net.relay.ip("link set eth0 up");
+    // The kernel has forgotten the IPv6 address with the link.
+    net.relay.ip("address replace 2001:db8::1/64 dev eth0 nodad");
+    clients.iter_mut().for_each(wait_until_resolved);
+}
+
+#[test]
+fn a_relay_whose_interface_is_gone_does_not_say_that_it_is_ready() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let mut relay = Relay::started(&net.relay);
+    net.relay.ip("link del eth0");
+    wait::until("the relay to notice", 2 * PATIENCE, || {
+        let ready = relay.get("/ready").is_some_and(|(status, _)| status == 200);
+        (!relay.is_running() || !ready).then_some(())
+    });
+}
