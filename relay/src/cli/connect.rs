@@ -41,7 +41,7 @@ pub struct Args {
 pub fn read_grant(argument: &str) -> Result<Grant, CliError> {
     let grant = Grant::read(argument)?;
     match grant.expires_at {
-        Some(at) if at < Timestamp::now() => Err(CliError::Refused(format!(
+        Some(at) if grant.is_expired(Timestamp::now()) => Err(CliError::Refused(format!(
             "the grant of user {} expired at {at}: ask the relay's operator for a new one",
             grant.user
         ))),
