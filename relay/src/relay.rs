@@ -6,7 +6,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -22,6 +22,9 @@ use crate::{
         store::{self, Store, StoreError},
     },
 };
+
+/// How long a start waits for neighbours to answer. One that has not answered by then is not there.
+const NEIGHBOURS: Duration = Duration::from_secs(1);
 
 /// Why the relay could not start, or not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -149,6 +152,8 @@ impl Relay {
             Some("stopping")
         } else if !self.datapath.is_attached() {
             Some("the XDP program is not attached")
+        } else if self.started.elapsed() < NEIGHBOURS && self.datapath.destinations().1 > 0 {
+            Some("next hops of destinations are being looked for")
         } else {
             None
         }
