@@ -360,3 +360,24 @@ fn a_process_that_is_stopped_delays_no_packet_and_goes_on_when_it_may() {
     load.wait_for(300);
     expect_none_lost(load);
 }
+
+#[test]
+fn the_first_packet_to_a_relay_that_is_ready_gets_through() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let mut relay = Relay::started(&net.relay);
+    let servers = Family::ALL.map(|family| EchoServer::new(&net.server, family, 0));
+    let mut clients: Vec<_> = (0..2)
+        .map(|id| Client::new(&net.client, &relay.add_user(id, servers[id as usize].address, &[])))
+        .collect();
+    for _ in 0..4 {
+        relay.stop();
+        net.relay.ip("neighbour flush dev eth0");
+        relay.start();
+        for client in &mut clients {
+            client.exchange(b"the first packet");
+        }
+    }
+}
