@@ -15,6 +15,7 @@
 )]
 
 pub mod backend;
+pub mod bench;
 pub mod craft;
 pub mod inspect;
 pub mod lab;

@@ -1,6 +1,7 @@
 //! What the relay does with each packet: every reason of the protocol, in both families, with and without header
 //! protection, in this process and in the kernel.
 
+mod bench;
 mod concurrency;
 mod downlink;
 mod limits;

@@ -1,0 +1,121 @@
+//! `bench`: how long the program takes for a packet.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::Context as _;
+use clap::value_parser;
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use indicatif::{ProgressBar, ProgressStyle};
+use packet_lab::{
+    backend::kernel::missing_capabilities,
+    bench::{Options, Report, run},
+};
+
+use super::{Ended, Exit, json, line};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Times of one machine do not compare with another's, nor with its own of an hour ago: compare the \
+                  ratios to the floor, which is measured in the same rounds. The machine should be idle.\n\nExamples:\n  \
+                  packet-lab bench --json > base.json\n  packet-lab bench --compare base.json --fail-above 10%"
+)]
+pub struct Args {
+    /// Users at random
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = value_parser!(u32).range(1..=149_000))]
+    users: u32,
+    /// Payload of each packet
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = value_parser!(u32).range(54..=1_400))]
+    size: u32,
+    /// Interleaved rounds; the figures are their medians
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
+    /// Compare with what --json printed before
+    #[arg(long, value_name = "BASE.json")]
+    compare: Option<PathBuf>,
+    /// Fail if a ratio to the floor is above the base's by more than this
+    #[arg(long, value_name = "PERCENT", requires = "compare", default_value = "10%", value_parser = percent)]
+    fail_above: f64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.trim_end_matches('%').trim().parse::<f64>().ok();
+    number
+        .filter(|percent| percent.is_finite() && *percent >= 0.0)
+        .ok_or_else(|| "write a percentage like 10%".to_owned())
+}
+
+pub fn execute(args: &Args) -> Ended {
+    let base = args.compare.as_ref().map(read_base).transpose();
+    let base = base.map_err(|error| (Exit::Usage, error))?;
+    let missing = missing_capabilities();
+    if !missing.is_empty() {
+        let why = anyhow::anyhow!(
+            "running programs in the kernel needs {}: run as root",
+            missing.join(" and ")
+        );
+        return Err((Exit::Environment, why));
+    }
+    let bar = ProgressBar::new(0).with_style(
+        ProgressStyle::with_template("{bar:40} {pos}/{len} measurements, {elapsed}")
+            .unwrap_or(ProgressStyle::default_bar()),
+    );
+    let options = Options {
+        users: args.users,
+        payload_bytes: args.size as usize,
+        rounds: args.rounds as usize,
+    };
+    let report = run(options, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    let report = report.map_err(|error| (Exit::Failure, error.into()))?;
+    if args.json {
+        json(&report);
+    } else {
+        line(&describe(&report));
+    }
+    let slower = base.map_or_else(Vec::new, |base| report.slower_than(&base, args.fail_above));
+    for (path, base, now) in &slower {
+        eprintln!("slower: {path}: {now:.2} times the floor, {base:.2} before");
+    }
+    Ok(if slower.is_empty() { Exit::Pass } else { Exit::Failure })
+}
+
+fn read_base(path: &PathBuf) -> anyhow::Result<Report> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is not what `packet-lab bench --json` prints", path.display()))
+}
+
+fn describe(report: &Report) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(NOTHING)
+        .set_header(["PATH", "NS/PACKET", "RANGE", "× FLOOR"]);
+    for row in &report.rows {
+        table.add_row([
+            row.path.clone(),
+            format!("{:.0}", row.ns),
+            format!("{:.0}–{:.0}", row.range_ns[0], row.range_ns[1]),
+            format!("{:.2}", row.ratio),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!(
+        "{table}\n\n{} users, {} bytes of payload, IPv4, header protection; {} packets of each path in each of {} \
+         rounds\nprogram: {} instructions verified, {} bytes of machine code; maps of all slots: {:.1} MiB",
+        report.users,
+        report.payload_bytes,
+        report.packets,
+        report.rounds,
+        report.size.verified_instructions,
+        report.size.jited_bytes,
+        report.size.slot_map_bytes as f64 / f64::from(1 << 20),
+    )
+}

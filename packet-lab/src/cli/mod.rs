@@ -1,0 +1,108 @@
+//! The command line: one file a subcommand.
+
+mod bench;
+mod doctor;
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
+use serde::Serialize;
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Exit {
+    Pass = 0,
+    Failure = 1,
+    Usage = 2,
+    Environment = 3,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// A laboratory for the LumenLink relay's XDP program: measures what it does with packets, in the kernel, without
+/// attaching it to any interface.
+#[derive(Debug, Parser)]
+#[command(
+    name = "packet-lab",
+    version,
+    after_help = "Exit codes: 0 pass, 1 failures, 2 wrong usage, 3 this environment cannot run it."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure how long the program takes for a packet, by path
+    Bench(bench::Args),
+    /// Say what this environment can run, and what to do where it cannot
+    Doctor(doctor::Args),
+    /// Print a shell's completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Reads this process's arguments, does what they say, and reports errors.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing can be done if the terminal is gone.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Pass,
+                _ => Exit::Usage,
+            }
+            .into();
+        }
+    };
+    let result = match cli.command {
+        Command::Bench(args) => bench::execute(&args),
+        Command::Doctor(args) => doctor::execute(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "packet-lab", &mut io::stdout());
+            Ok(Exit::Pass)
+        }
+    };
+    result
+        .unwrap_or_else(|(exit, error)| {
+            eprintln!("error: {error:#}");
+            exit
+        })
+        .into()
+}
+
+/// What a command ends with: how, and why if not well.
+type Ended = Result<Exit, (Exit, anyhow::Error)>;
+
+/// Prints a line. A reader that has gone away, such as `head`, is no error.
+fn line(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+fn json(value: &impl Serialize) {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => line(&text),
+        Err(error) => eprintln!("error: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,9 @@
+//! `packet-lab`.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}
