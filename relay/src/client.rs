@@ -4,7 +4,7 @@
 use std::{
     convert::Infallible,
     io::{self, IoSlice, IoSliceMut},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     os::fd::AsRawFd as _,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -31,6 +31,8 @@ const DATAGRAM_BYTES: usize = 65_507;
 /// Bytes of socket buffers: some hundred full datagrams, for programs that send in bursts.
 const SOCKET_BYTES: usize = 4 << 20;
 
+/// Time that a socket gets to recover from an error.
+const RECOVERY: Duration = Duration::from_millis(100);
 /// A client that was silent for so long takes its packet numbers from the clock again.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -90,14 +92,27 @@ fn clock_us() -> u64 {
 
 /// A socket towards a relay, which never sends fragments: the relay drops them.
 ///
+/// It is not connected, so each packet leaves from the address that the routes say at that moment, unless there is a
+/// `source`: a host that moves to another network needs no new socket, and what ICMP reports is no error.
+///
 /// # Errors
-/// If `source` is not this host's, or no socket can be made.
-pub async fn relay_socket(relay: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSocket> {
+/// If `source` is not this host's or of the other family, or no socket can be made.
+pub async fn relay_socket(relay: SocketAddr, source: Option<IpAddr>) -> Result<UdpSocket, ProxyError> {
+    if let Some(from) = source.filter(|source| source.is_ipv4() != relay.is_ipv4()) {
+        return Err(ProxyError::Family { relay, from });
+    }
     let any = match relay {
         SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
         SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
     };
-    let socket = UdpSocket::bind((source.unwrap_or(any), 0)).await?;
+    let from = source.unwrap_or(any);
+    open_relay_socket(relay, from)
+        .await
+        .map_err(|source| ProxyError::Relay { relay, from, source })
+}
+
+async fn open_relay_socket(relay: SocketAddr, from: IpAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((from, 0)).await?;
     match relay {
         SocketAddr::V4(_) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DO)?,
         SocketAddr::V6(_) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DO)?,
@@ -124,6 +139,9 @@ pub struct Stats {
     too_long: AtomicU64,
     empty: AtomicU64,
     unsent: AtomicU64,
+    unclaimed: AtomicU64,
+    foreign: AtomicU64,
+    failures: AtomicU64,
 }
 
 /// [`Stats`] at one moment.
@@ -143,6 +161,10 @@ pub struct Totals {
     pub empty: u64,
     /// Datagrams that the system did not send, for want of a route for example.
     pub unsent: u64,
+    /// Datagrams from the relay that came before any local program had sent one, so that nobody is known to want them.
+    pub unclaimed: u64,
+    /// Datagrams on the relay's side that did not come from the relay.
+    pub foreign: u64,
 }
 
 fn add(counter: &AtomicU64, by: u64) -> u64 {
@@ -162,11 +184,13 @@ impl Stats {
             too_long: load(&self.too_long),
             empty: load(&self.empty),
             unsent: load(&self.unsent),
+            unclaimed: load(&self.unclaimed),
+            foreign: load(&self.foreign),
         }
     }
 
-    fn failed(&self, error: Errno, bytes: usize) {
-        if error == Errno::EMSGSIZE {
+    fn failed(&self, error: &io::Error, bytes: usize) {
+        if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) {
             if add(&self.too_long, 1) == 0 {
                 tracing::warn!(
                     "a datagram of {bytes} bytes, token included, does not fit into a packet: dropped, and so are \
@@ -175,6 +199,12 @@ impl Stats {
             }
         } else if add(&self.unsent, 1) == 0 {
             tracing::warn!("a datagram was not sent: {error}; others may follow");
+        }
+    }
+
+    fn receiving_failed(&self, error: &io::Error) {
+        if add(&self.failures, 1) == 0 {
+            tracing::warn!("receiving: {error}; trying again");
         }
     }
 }
@@ -204,12 +234,22 @@ pub enum ProxyError {
         source: io::Error,
     },
     /// The socket towards the relay.
-    #[error("making a socket towards {relay}: {source}")]
+    #[error("making a socket on {from} towards the relay {relay}: {source}")]
     Relay {
         /// The listener.
         relay: SocketAddr,
+        /// This host's address.
+        from: IpAddr,
         /// What the system said.
         source: io::Error,
+    },
+    /// An address to send from that cannot reach the relay.
+    #[error("sending from {from} to the relay {relay}: one is IPv4, the other IPv6")]
+    Family {
+        /// The listener.
+        relay: SocketAddr,
+        /// The address to send from.
+        from: IpAddr,
     },
 }
 
@@ -225,12 +265,7 @@ impl Proxy {
             source,
         })?;
         enlarge(&local);
-        let relay = relay_socket(relay_address, source)
-            .await
-            .map_err(|source| ProxyError::Relay {
-                relay: relay_address,
-                source,
-            })?;
+        let relay = relay_socket(relay_address, source).await?;
         Ok(Self {
             local,
             relay,
@@ -255,14 +290,11 @@ impl Proxy {
         &self.stats
     }
 
-    /// Moves datagrams both ways until the future is dropped.
-    ///
-    /// # Errors
-    /// If a socket fails for good.
-    pub async fn run(&self) -> io::Result<Infallible> {
+    /// Moves datagrams both ways until the future is dropped. No error of the network ends it.
+    pub async fn run(&self) -> Infallible {
         tokio::select! {
-            result = self.uplink() => result,
-            result = self.downlink() => result,
+            never = self.uplink() => never,
+            never = self.downlink() => never,
         }
     }
 
@@ -270,15 +302,23 @@ impl Proxy {
         self.peer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn uplink(&self) -> io::Result<Infallible> {
+    /// Waits for datagrams.
+    async fn receive(&self, batch: &mut Batch, socket: &UdpSocket) {
+        while let Err(error) = batch.receive(socket).await {
+            self.stats.receiving_failed(&error);
+            tokio::time::sleep(RECOVERY).await;
+        }
+    }
+
+    async fn uplink(&self) -> Infallible {
         let mut batch = Batch::new(TOKEN_BYTES);
         loop {
-            batch.receive(&self.local).await?;
+            self.receive(&mut batch, &self.local).await;
             if let Some(from) = batch.messages.last().and_then(|message| message.from) {
                 *self.peer() = Some(from);
             }
             self.seal(&mut batch);
-            let (packets, bytes) = batch.send(&self.relay, self.relay_address, &self.stats).await?;
+            let (packets, bytes) = batch.send(&self.relay, self.relay_address, &self.stats).await;
             add(&self.stats.uplink_packets, packets);
             add(&self.stats.uplink_bytes, bytes - packets * TOKEN_BYTES as u64);
         }
@@ -295,7 +335,7 @@ impl Proxy {
                 return false;
             };
             if message.len + TOKEN_BYTES > DATAGRAM_BYTES {
-                self.stats.failed(Errno::EMSGSIZE, message.len + TOKEN_BYTES);
+                self.stats.failed(&Errno::EMSGSIZE.into(), message.len + TOKEN_BYTES);
                 return false;
             }
             let (_, token) = sealer.seal(payload_len, now);
@@ -306,16 +346,21 @@ impl Proxy {
         });
     }
 
-    async fn downlink(&self) -> io::Result<Infallible> {
+    async fn downlink(&self) -> Infallible {
         let mut batch = Batch::new(0);
         loop {
-            batch.receive(&self.relay).await?;
+            self.receive(&mut batch, &self.relay).await;
+            let received = batch.messages.len();
             batch
                 .messages
                 .retain(|message| message.from == Some(self.relay_address));
+            add(&self.stats.foreign, (received - batch.messages.len()) as u64);
             let peer = *self.peer();
-            let Some(peer) = peer else { continue };
-            let (packets, bytes) = batch.send(&self.local, peer, &self.stats).await?;
+            let Some(peer) = peer else {
+                add(&self.stats.unclaimed, batch.messages.len() as u64);
+                continue;
+            };
+            let (packets, bytes) = batch.send(&self.local, peer, &self.stats).await;
             add(&self.stats.downlink_packets, packets);
             add(&self.stats.downlink_bytes, bytes);
         }
@@ -385,35 +430,14 @@ impl Batch {
     }
 
     /// Sends all of them; returns how many datagrams and bytes went. Those that the system refuses are counted.
-    async fn send(&self, socket: &UdpSocket, to: SocketAddr, stats: &Stats) -> io::Result<(u64, u64)> {
+    async fn send(&self, socket: &UdpSocket, to: SocketAddr, stats: &Stats) -> (u64, u64) {
         let to = vec![Some(SockaddrStorage::from(to)); self.messages.len()];
         let (mut packets, mut bytes) = (0, 0);
         let mut rest = self.messages.as_slice();
         while !rest.is_empty() {
-            let slices: Vec<_> = rest
-                .iter()
-                .map(|message| {
-                    let end = message.start + message.len;
-                    [IoSlice::new(&self.buffers[message.buffer][message.start..end])]
-                })
-                .collect();
             let sent = socket
-                .async_io(Interest::WRITABLE, || {
-                    let mut headers = MultiHeaders::preallocate(rest.len(), None);
-                    match sendmmsg(
-                        socket.as_raw_fd(),
-                        &mut headers,
-                        &slices,
-                        &to,
-                        [],
-                        MsgFlags::MSG_DONTWAIT,
-                    ) {
-                        Ok(sent) => Ok(Ok(sent.count())),
-                        Err(Errno::EAGAIN) => Err(io::ErrorKind::WouldBlock.into()),
-                        Err(error) => Ok(Err(error)),
-                    }
-                })
-                .await?;
+                .async_io(Interest::WRITABLE, || Ok(self.send_now(socket, rest, &to)?))
+                .await;
             let done = match sent {
                 Ok(sent) => {
                     packets += sent as u64;
@@ -422,26 +446,50 @@ impl Batch {
                 }
                 // It is about the first of them alone.
                 Err(error) => {
-                    stats.failed(error, rest[0].len);
+                    stats.failed(&error, rest[0].len);
                     1
                 }
             };
             rest = &rest[done..];
         }
-        Ok((packets, bytes))
+        (packets, bytes)
+    }
+
+    /// Sends as many as go at once; returns how many.
+    fn send_now(&self, socket: &UdpSocket, messages: &[Message], to: &[Option<SockaddrStorage>]) -> nix::Result<usize> {
+        let slices: Vec<_> = messages
+            .iter()
+            .map(|message| {
+                let end = message.start + message.len;
+                [IoSlice::new(&self.buffers[message.buffer][message.start..end])]
+            })
+            .collect();
+        let mut headers = MultiHeaders::preallocate(messages.len(), None);
+        let sent = sendmmsg(
+            socket.as_raw_fd(),
+            &mut headers,
+            &slices,
+            to,
+            [],
+            MsgFlags::MSG_DONTWAIT,
+        )?;
+        Ok(sent.count())
     }
 }
 
+/// A local or remote address of a datagram. The zone of a link-local one is kept: without it there is no way back.
 fn socket_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     if let Some(v4) = storage.as_sockaddr_in() {
         return Some(SocketAddr::new(v4.ip().into(), v4.port()));
     }
     let v6 = storage.as_sockaddr_in6()?;
-    Some(SocketAddr::new(v6.ip().into(), v6.port()))
+    Some(SocketAddrV6::new(v6.ip(), v6.port(), 0, v6.scope_id()).into())
 }
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     fn grant(relay: SocketAddr) -> Grant {
@@ -487,62 +535,210 @@ mod tests {
         );
     }
 
+    /// A relay that the test plays, a proxy towards it, and a program that uses the proxy.
+    struct Setting {
+        relay: UdpSocket,
+        proxy: Proxy,
+        local: SocketAddr,
+        program: UdpSocket,
+    }
+
+    impl Setting {
+        async fn on(ip: &str) -> Self {
+            let any_port = SocketAddr::new(ip.parse().unwrap(), 0);
+            let relay = UdpSocket::bind(any_port).await.unwrap();
+            let proxy = Proxy::bind(any_port, None, grant(relay.local_addr().unwrap()))
+                .await
+                .unwrap();
+            let program = UdpSocket::bind(any_port).await.unwrap();
+            Self {
+                relay,
+                local: proxy.local_address().unwrap(),
+                proxy,
+                program,
+            }
+        }
+
+        async fn during(&self, talk: impl Future<Output = ()>) -> Totals {
+            tokio::select! {
+                () = talk => {}
+                never = self.proxy.run() => match never {},
+            }
+            self.proxy.stats().totals()
+        }
+    }
+
+    /// The packet number and the payload of a datagram, if its token is right.
+    #[track_caller]
+    fn open(datagram: &[u8]) -> (u64, &[u8]) {
+        let (token, payload) = datagram.split_at(TOKEN_BYTES);
+        let pn = u64::from_be_bytes(token[8..16].try_into().unwrap());
+        let expected = token::seal(&[1; 16], None, 3, 0xdead_beef, pn, payload.len() as u16, 7);
+        assert_eq!(token, expected);
+        (pn, payload)
+    }
+
+    #[rstest]
+    #[case::v4("127.0.0.1", 65_483)]
+    // The loopback's MTU is 65,536.
+    #[case::v6("::1", 65_536 - 40 - 8 - 24)]
     #[tokio::test]
-    async fn a_program_speaks_through_the_proxy_and_answers_come_back_to_it() {
-        let relay = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let grant = grant(relay.local_addr().unwrap());
-        let proxy = Proxy::bind("127.0.0.1:0".parse().unwrap(), None, grant).await.unwrap();
-        let local = proxy.local_address().unwrap();
-        let program = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let other = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    async fn a_program_speaks_through_the_proxy_and_answers_come_back_to_it(#[case] ip: &str, #[case] most: usize) {
+        let on = Setting::on(ip).await;
         let talk = async {
             let mut last_pn = 0;
-            for len in [1, 24, 1400, 60_000] {
-                program.send_to(&vec![0x5a; len], local).await.unwrap();
-                let (sealed, client) = receive(&relay).await;
-                let pn = u64::from_be_bytes(sealed[8..16].try_into().unwrap());
+            for len in [1, 24, 1400, 60_000, most] {
+                on.program.send_to(&vec![0x5a; len], on.local).await.unwrap();
+                let (sealed, client) = receive(&on.relay).await;
+                let (pn, payload) = open(&sealed);
+                assert_eq!(payload, vec![0x5a; len]);
                 assert!(pn > last_pn);
                 last_pn = pn;
-                let expected = token::seal(&[1; 16], None, 3, 0xdead_beef, pn, len as u16, 7);
-                assert_eq!(sealed[..TOKEN_BYTES], expected);
-                assert_eq!(sealed[TOKEN_BYTES..], vec![0x5a; len]);
-                other.send_to(b"from elsewhere", client).await.unwrap();
-                relay.send_to(&vec![0xa5; len], client).await.unwrap();
-                assert_eq!(receive(&program).await.0, vec![0xa5; len]);
+                on.relay.send_to(&vec![0xa5; len], client).await.unwrap();
+                assert_eq!(receive(&on.program).await.0, vec![0xa5; len]);
             }
-            other.send_to(b"me now", local).await.unwrap();
-            let (_, client) = receive(&relay).await;
-            relay.send_to(b"you then", client).await.unwrap();
-            assert_eq!(receive(&other).await.0, b"you then");
         };
-        tokio::select! {
-            () = talk => {}
-            result = proxy.run() => panic!("the proxy ended: {result:?}"),
+        let totals = on.during(talk).await;
+        let bytes = 1 + 24 + 1400 + 60_000 + most as u64;
+        assert_eq!((totals.uplink_packets, totals.uplink_bytes), (5, bytes));
+        assert_eq!((totals.downlink_packets, totals.downlink_bytes), (5, bytes));
+    }
+
+    #[tokio::test]
+    async fn answers_go_to_the_program_that_sent_last() {
+        let on = Setting::on("127.0.0.1").await;
+        let other = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let talk = async {
+            for program in [&on.program, &other, &on.program] {
+                program.send_to(b"me now", on.local).await.unwrap();
+                let (_, client) = receive(&on.relay).await;
+                on.relay.send_to(b"you then", client).await.unwrap();
+                assert_eq!(receive(program).await.0, b"you then");
+            }
+        };
+        on.during(talk).await;
+    }
+
+    #[tokio::test]
+    async fn what_comes_from_elsewhere_or_before_anybody_spoke_is_counted_and_not_handed_on() {
+        let on = Setting::on("127.0.0.1").await;
+        let relay_side = on.proxy.relay.local_addr().unwrap().port();
+        let relay_side = SocketAddr::from(([127, 0, 0, 1], relay_side));
+        let talk = async {
+            on.relay.send_to(b"for nobody", relay_side).await.unwrap();
+            on.program.send_to(b"from elsewhere", relay_side).await.unwrap();
+            poll(|| on.proxy.stats().totals().foreign == 1).await;
+            on.program.send_to(b"hello", on.local).await.unwrap();
+            receive(&on.relay).await;
+            on.program.send_to(b"from elsewhere", relay_side).await.unwrap();
+            on.relay.send_to(b"answer", relay_side).await.unwrap();
+            assert_eq!(receive(&on.program).await.0, b"answer");
+        };
+        let totals = on.during(talk).await;
+        assert_eq!((totals.unclaimed, totals.foreign, totals.downlink_packets), (1, 2, 1));
+    }
+
+    /// Until it holds.
+    async fn poll(mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !holds() {
+            assert!(Instant::now() < deadline, "it did not hold within 5 s");
+            tokio::task::yield_now().await;
         }
-        let totals = proxy.stats().totals();
-        assert_eq!((totals.uplink_packets, totals.downlink_packets), (5, 5));
-        assert_eq!(totals.uplink_bytes, 1 + 24 + 1400 + 60_000 + 6);
+    }
+
+    #[tokio::test]
+    async fn a_burst_keeps_its_order_and_has_consecutive_packet_numbers() {
+        let on = Setting::on("127.0.0.1").await;
+        enlarge(&on.relay);
+        const BURST: u32 = 10 * BATCH as u32 + 1;
+        for number in 0..BURST {
+            on.program.send_to(&number.to_be_bytes(), on.local).await.unwrap();
+        }
+        let talk = async {
+            let mut first_pn = None;
+            for number in 0..BURST {
+                let (sealed, _) = receive(&on.relay).await;
+                let (pn, payload) = open(&sealed);
+                assert_eq!(payload, number.to_be_bytes());
+                assert_eq!(pn, *first_pn.get_or_insert(pn) + u64::from(number));
+            }
+        };
+        let totals = on.during(talk).await;
+        assert_eq!(totals.uplink_packets, u64::from(BURST));
     }
 
     #[tokio::test]
     async fn what_cannot_be_a_packet_is_counted_and_the_rest_goes_on() {
-        let relay = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let grant = grant(relay.local_addr().unwrap());
-        let proxy = Proxy::bind("127.0.0.1:0".parse().unwrap(), None, grant).await.unwrap();
-        let program = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let local = proxy.local_address().unwrap();
+        let on = Setting::on("127.0.0.1").await;
         let talk = async {
-            program.send_to(&[], local).await.unwrap();
-            program.send_to(&vec![0; DATAGRAM_BYTES], local).await.unwrap();
-            program.send_to(b"fits", local).await.unwrap();
-            assert_eq!(receive(&relay).await.0[TOKEN_BYTES..], *b"fits");
+            on.program.send_to(&[], on.local).await.unwrap();
+            for len in [DATAGRAM_BYTES, DATAGRAM_BYTES - TOKEN_BYTES + 1] {
+                on.program.send_to(&vec![0; len], on.local).await.unwrap();
+            }
+            on.program.send_to(b"fits", on.local).await.unwrap();
+            assert_eq!(open(&receive(&on.relay).await.0).1, b"fits");
+        };
+        let totals = on.during(talk).await;
+        assert_eq!((totals.empty, totals.too_long, totals.unsent), (1, 2, 0));
+        assert_eq!(totals.uplink_packets, 1);
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_is_away_for_a_while_does_not_end_the_proxy() {
+        let Setting {
+            relay,
+            proxy,
+            local,
+            program,
+        } = Setting::on("127.0.0.1").await;
+        // Now the socket reports what ICMP says, which is the worst that a host can be set to.
+        setsockopt(&proxy.relay, sockopt::Ipv4RecvErr, &true).unwrap();
+        program.writable().await.unwrap();
+        let relay_address = relay.local_addr().unwrap();
+        drop(relay);
+        let talk = async {
+            poll(|| {
+                program.try_send_to(b"anybody?", local).unwrap();
+                let totals = proxy.stats().totals();
+                totals.unsent + proxy.stats.failures.load(Ordering::Relaxed) >= 3
+            })
+            .await;
+            let relay = UdpSocket::bind(relay_address).await.unwrap();
+            let mut sealed = [0; TOKEN_BYTES + 8];
+            let mut came = false;
+            poll(|| {
+                program.try_send_to(b"anybody?", local).unwrap();
+                came |= relay.try_recv(&mut sealed).is_ok_and(|len| len == sealed.len());
+                came
+            })
+            .await;
+            assert_eq!(open(&sealed).1, b"anybody?");
         };
         tokio::select! {
             () = talk => {}
-            result = proxy.run() => panic!("the proxy ended: {result:?}"),
+            never = proxy.run() => match never {},
         }
-        let totals = proxy.stats().totals();
-        assert_eq!((totals.empty, totals.too_long, totals.unsent), (1, 1, 0));
+    }
+
+    #[test]
+    fn the_zone_of_a_link_local_address_is_kept() {
+        for text in ["[fe80::1%3]:7", "[2001:db8::1]:7", "192.0.2.1:7"] {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(socket_address(&SockaddrStorage::from(address)), Some(address));
+        }
+    }
+
+    #[rstest]
+    #[case::other_family("::1", "IPv6")]
+    #[case::not_this_hosts("192.0.2.77", "192.0.2.77 towards the relay 127.0.0.1:4500")]
+    #[tokio::test]
+    async fn an_address_that_cannot_be_sent_from_is_named(#[case] source: &str, #[case] says: &str) {
+        let grant = grant("127.0.0.1:4500".parse().unwrap());
+        let source = source.parse().unwrap();
+        let bound = Proxy::bind("127.0.0.1:0".parse().unwrap(), Some(source), grant).await;
+        let error = bound.unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("127.0.0.1:4500"), "{error}");
     }
 
     #[tokio::test]

@@ -64,10 +64,7 @@ pub async fn execute(args: Args) -> Result<ExitCode, CliError> {
         output::line(&format!("listening on {listen}, for {relay} as user {user}"))?;
     }
     tokio::select! {
-        result = proxy.run() => match result {
-            Ok(never) => match never {},
-            Err(error) => return Err(CliError::other(format!("moving datagrams: {error}"))),
-        },
+        never = proxy.run() => match never {},
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = warn_of_expiry(expires_at) => {}
