@@ -37,6 +37,9 @@ pub struct Args {
     json: bool,
 }
 
+/// The time of day is looked at so often: it may be set, or go on while this host sleeps.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
+
 /// The grant that an argument names, if it has not expired.
 pub fn read_grant(argument: &str) -> Result<Grant, CliError> {
     let grant = Grant::read(argument)?;
@@ -73,11 +76,16 @@ pub async fn execute(args: Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says so when the grant expires; never returns, since it may be renewed with nothing else changed but the clock.
+/// Says so when the grant expires; never returns, since the clock may be wrong here and right at the relay.
 async fn warn_of_expiry(expires_at: Option<Timestamp>) {
     if let Some(at) = expires_at {
-        let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
-        tokio::time::sleep(left).await;
+        loop {
+            let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+            if left.is_zero() {
+                break;
+            }
+            tokio::time::sleep(left.min(LOOK_AT_CLOCK)).await;
+        }
         tracing::warn!("the grant expired at {at}: the relay drops its packets from now on");
     }
     std::future::pending::<()>().await;
@@ -89,14 +97,16 @@ fn report(totals: &Totals, json: bool) -> Result<(), CliError> {
     }
     output::line(&format!(
         "uplink {} packets, {} bytes; downlink {} packets, {} bytes; not sent: {} too long, {} empty, {} refused by \
-         the system",
+         the system; not handed on: {} before a program spoke, {} from elsewhere",
         totals.uplink_packets,
         totals.uplink_bytes,
         totals.downlink_packets,
         totals.downlink_bytes,
         totals.too_long,
         totals.empty,
-        totals.unsent
+        totals.unsent,
+        totals.unclaimed,
+        totals.foreign
     ))
 }
 
