@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// How long a start waits for neighbours to answer. One that has not answered by then is not there.
-const NEIGHBOURS: Duration = Duration::from_secs(1);
+/// How long a start waits for neighbours to answer: the kernel asks three times, a second apart.
+const NEIGHBOURS: Duration = Duration::from_secs(3);
 
 /// Why the relay could not start, or not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
