@@ -177,7 +177,28 @@ fn build(object: Object<'_>, toolchain: &BpfToolchain) -> Result<PathBuf> {
     };
     aya_build::build_ebpf([package], Toolchain::Custom(&toolchain.rustup))
         .with_context(|| format!("building {} with {}", object.bin, toolchain.compiler))?;
-    Ok(embedded(object))
+    let path = embedded(object);
+    let stripped = strip(&fs::read(&path)?).with_context(|| format!("stripping {}", path.display()))?;
+    fs::write(&path, stripped)?;
+    Ok(path)
+}
+
+/// Leaves out DWARF, three quarters of the object, which the kernel does not read; what it shows comes from BTF.
+fn strip(object: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = object::build::elf::Builder::read(object)?;
+    for section in &mut builder.sections {
+        let name = section.name.to_vec();
+        section.delete = name.starts_with(b".debug") || name.starts_with(b".rel.debug");
+    }
+    builder.delete_orphans();
+    // LLVM keeps the sections' names with the symbols'; the writer wants them by themselves.
+    let names = builder.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.data = object::build::elf::SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(stripped)
 }
 
 fn take_prebuilt(object: Object<'_>) -> Result<()> {

@@ -89,9 +89,10 @@ fn too_few_egress_ports_for_max_users_is_a_fault_that_says_how_many_there_is_roo
     let mut relay = Relay::new(&place);
     relay.set("egress_ports", "10000-10099");
     relay.set("max_users", 201);
-    relay
-        .run_to_end(&[])
-        .failed(exit::CONFIGURATION, &["max_users is 201", "room for 200 (2 × 100 ports)"]);
+    relay.run_to_end(&[]).failed(
+        exit::CONFIGURATION,
+        &["max_users is 201", "room for 200 (2 × 100 ports)"],
+    );
     relay.set("max_users", 100);
     relay.cli(&["config", "validate"]).succeeded();
 }
