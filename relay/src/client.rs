@@ -488,6 +488,7 @@ fn socket_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use rstest::rstest;
 
     use super::*;
@@ -533,6 +534,22 @@ mod tests {
             u64::MAX - 5,
             "went back to the clock"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn packet_numbers_rise_whatever_the_pauses(pauses_ms in prop::collection::vec(0_u64..3000, 1..50)) {
+            let mut sealer = Sealer::new(grant("192.0.2.1:4500".parse().unwrap()));
+            let mut now = Instant::now();
+            let mut last_pn = 0;
+            for pause in pauses_ms {
+                now += Duration::from_millis(pause);
+                let (pn, token) = sealer.seal(9, now);
+                prop_assert!(pn > last_pn);
+                prop_assert_eq!(token, token::seal(&[1; 16], None, 3, 0xdead_beef, pn, 9, 7));
+                last_pn = pn;
+            }
+        }
     }
 
     /// A relay that the test plays, a proxy towards it, and a program that uses the proxy.
@@ -682,6 +699,22 @@ mod tests {
         let totals = on.during(talk).await;
         assert_eq!((totals.empty, totals.too_long, totals.unsent), (1, 2, 0));
         assert_eq!(totals.uplink_packets, 1);
+    }
+
+    #[tokio::test]
+    async fn what_the_path_does_not_take_is_counted_and_not_fragmented() {
+        let on = Setting::on("::1").await;
+        let talk = async {
+            // One byte more than the loopback's MTU of 65,536 has room for.
+            on.program
+                .send_to(&[0; 65_536 - 40 - 8 - 24 + 1], on.local)
+                .await
+                .unwrap();
+            on.program.send_to(b"fits", on.local).await.unwrap();
+            assert_eq!(open(&receive(&on.relay).await.0).1, b"fits");
+        };
+        let totals = on.during(talk).await;
+        assert_eq!((totals.too_long, totals.unsent, totals.uplink_packets), (1, 0, 1));
     }
 
     #[tokio::test]
