@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io::Write as _,
     path::PathBuf,
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
@@ -18,7 +19,11 @@ use nix::{
 pub fn can_run(test: &str) -> bool {
     let root = geteuid().is_root();
     if !root {
-        eprintln!("skipped: {test} needs root, for network namespaces and XDP");
+        // Past the capture of test output: a skip is to be seen.
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: {test} needs root, for network namespaces and XDP"
+        );
     }
     root
 }

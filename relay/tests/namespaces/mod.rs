@@ -3,6 +3,7 @@
 
 use std::{
     fs::File,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -19,7 +20,11 @@ use nix::{
 pub fn can_run(test: &str) -> bool {
     let root = geteuid().is_root();
     if !root {
-        eprintln!("skipped: {test} needs root, for network namespaces and XDP");
+        // Past the capture of test output: a skip is to be seen.
+        let _ = writeln!(
+            io::stderr(),
+            "skipped: {test} needs root, for network namespaces and XDP"
+        );
     }
     // RUST_LOG shows what the datapath does.
     let filter = tracing_subscriber::EnvFilter::from_default_env();
