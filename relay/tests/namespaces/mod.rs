@@ -30,7 +30,7 @@ pub fn can_run(test: &str) -> bool {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     let _already = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
         .try_init();
     root
 }
