@@ -227,6 +227,27 @@ pub fn receive(socket: &UdpSocket, patience: Duration) -> Option<(Vec<u8>, Socke
     }
 }
 
+/// Whether the host that a connected socket has sent to says, in time, that nobody is there.
+///
+/// # Panics
+/// If somebody is.
+#[must_use]
+#[track_caller]
+pub fn is_refused(socket: &UdpSocket, patience: Duration) -> bool {
+    let end = Instant::now() + patience;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        socket
+            .set_read_timeout(Some(left.max(Duration::from_micros(1))))
+            .expect("a time-out above zero is valid");
+        match socket.recv(&mut [0; 64]) {
+            Ok(length) => panic!("an answer of {length} bytes"),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return true,
+            Err(_) => {}
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

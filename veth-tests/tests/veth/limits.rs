@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use veth_tests::{
-    client::{Client, Grant, PATIENCE, receive},
+    client::{Client, Grant, PATIENCE, is_refused, receive},
     echo::EchoServer,
     namespace::can_run,
     net::{Family, Trio},
@@ -309,19 +309,9 @@ fn unsolicited_packets_to_an_egress_port_reach_no_client() {
             // Passed to the host, which has no such port and says so; dropped, nobody hears anything.
             let answer = stranger.connect(egress).and_then(|()| stranger.send(b"let me in"));
             answer.unwrap();
-            let error = wait_for_refusal(&stranger);
-            assert_eq!(error, unmatched == "pass", "with unmatched = {unmatched:?}");
+            let refused = is_refused(&stranger, Duration::from_millis(300));
+            assert_eq!(refused, unmatched == "pass", "with unmatched = {unmatched:?}");
             client.exchange(b"as before");
         }
-    }
-}
-
-/// Whether the host behind a connected socket says that the port is closed.
-fn wait_for_refusal(socket: &std::net::UdpSocket) -> bool {
-    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    let mut buffer = [0; 64];
-    match socket.recv(&mut buffer) {
-        Ok(length) => panic!("an answer of {length} bytes"),
-        Err(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
     }
 }
