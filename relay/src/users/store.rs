@@ -99,7 +99,8 @@ pub enum StoreError {
 /// The users' file, open and locked.
 #[derive(Debug)]
 pub struct Store {
-    database: Database,
+    /// None after a failed write: redb wants the file to be opened again then, which the next write does.
+    database: Option<Database>,
     path: PathBuf,
 }
 
@@ -110,7 +111,10 @@ impl Store {
     /// See [`StoreError`]; a file that cannot be used is left as it is.
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         make_folder(state_dir)?;
-        let path = state_dir.join(DATABASE);
+        Self::open_file(state_dir.join(DATABASE))
+    }
+
+    fn open_file(path: PathBuf) -> Result<Self, StoreError> {
         private_file(&path).map_err(file_error("opening", &path))?;
         // redb panics over some pages that it did not write itself; to the operator that is one more kind of corruption.
         let opened = catch_panic(|| Self::open_checked(&path));
@@ -128,7 +132,7 @@ impl Store {
         // Compares every page with its checksum: a damaged key would else be a user that nothing can be heard of.
         let intact = database.check_integrity().map_err(explain)?;
         let store = Self {
-            database,
+            database: Some(database),
             path: path.to_owned(),
         };
         if !intact {
@@ -153,7 +157,7 @@ impl Store {
     }
 
     fn read_tables(&self) -> Result<(Vec<User>, BTreeSet<IpNet>), redb::Error> {
-        let transaction = self.database.begin_read()?;
+        let transaction = self.database()?.begin_read()?;
         let mut users = Vec::new();
         for entry in transaction.open_table(USERS)?.iter()? {
             let (id, json) = entry?;
@@ -174,7 +178,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Write`].
-    pub fn put(&self, users: &[User]) -> Result<(), StoreError> {
+    pub fn put(&mut self, users: &[User]) -> Result<(), StoreError> {
         self.write(|transaction| {
             let mut table = transaction.open_table(USERS)?;
             for user in users {
@@ -190,7 +194,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Write`].
-    pub fn remove(&self, id: u64) -> Result<(), StoreError> {
+    pub fn remove(&mut self, id: u64) -> Result<(), StoreError> {
         self.write(|transaction| transaction.open_table(USERS)?.remove(id).map(drop).map_err(Into::into))
     }
 
@@ -198,7 +202,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Write`].
-    pub fn block(&self, prefix: IpNet) -> Result<(), StoreError> {
+    pub fn block(&mut self, prefix: IpNet) -> Result<(), StoreError> {
         let text = prefix.to_string();
         self.write(|transaction| {
             transaction
@@ -213,7 +217,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Write`].
-    pub fn unblock(&self, prefix: IpNet) -> Result<(), StoreError> {
+    pub fn unblock(&mut self, prefix: IpNet) -> Result<(), StoreError> {
         let text = prefix.to_string();
         self.write(|transaction| {
             transaction
@@ -224,10 +228,19 @@ impl Store {
         })
     }
 
-    fn write(&self, work: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>) -> Result<(), StoreError> {
-        self.transact(work).map_err(|source| StoreError::Write {
-            path: self.path.clone(),
-            source: Box::new(source),
+    fn write(
+        &mut self,
+        work: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), StoreError> {
+        if self.database.is_none() {
+            self.database = Self::open_file(self.path.clone())?.database;
+        }
+        self.transact(work).map_err(|source| {
+            self.database = None;
+            StoreError::Write {
+                path: self.path.clone(),
+                source: Box::new(source),
+            }
         })
     }
 
@@ -235,9 +248,13 @@ impl Store {
         &self,
         work: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), redb::Error> {
-        let transaction = self.database.begin_write()?;
+        let transaction = self.database()?.begin_write()?;
         work(&transaction)?;
         Ok(transaction.commit()?)
+    }
+
+    fn database(&self) -> Result<&Database, redb::Error> {
+        self.database.as_ref().ok_or(redb::Error::PreviousIo)
     }
 
     /// Reads the version, or writes it and empty tables into a new file.
