@@ -1,6 +1,7 @@
 //! The real binary between real sockets in network namespaces, driven by its command line and HTTP alone. Needs root;
 //! without, each test says that it is skipped.
 
+mod access;
 mod defaults;
 mod exchange;
 mod faults;
