@@ -64,6 +64,8 @@ impl Namespace {
             Command::new("ip").args(["netns", "add", &name]).output(),
         );
         let namespace = Self { name };
+        // Nobody else has its addresses: they need not be tried out for a second first.
+        namespace.command("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0");
         namespace.ip("link set lo up");
         namespace
     }

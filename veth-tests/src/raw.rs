@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::{AsRawFd as _, OwnedFd},
+    time::Duration,
 };
 
 use nix::{
@@ -15,6 +16,7 @@ use nix::{
 use crate::{
     client::{PATIENCE, receive},
     namespace::Namespace,
+    wait,
 };
 
 /// A packet socket that sends on one interface.
@@ -50,7 +52,7 @@ impl FrameSocket {
     }
 }
 
-/// Sends an ICMP echo request to `host` and waits for the answer.
+/// Sends ICMP echo requests to `host` until it answers.
 ///
 /// # Panics
 /// If none comes.
@@ -76,12 +78,10 @@ pub fn ping(namespace: &Namespace, host: IpAddr) {
     let socket = namespace.run(|| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol));
     // A raw socket of one protocol is used as a UDP socket is.
     let socket = UdpSocket::from(socket.expect("root may open a raw socket"));
-    let sent = socket.send_to(&request, SocketAddr::new(host, 0));
-    assert_eq!(sent.ok(), Some(request.len()), "sending an echo request to {host}");
-    loop {
-        let (packet, from) = receive(&socket, PATIENCE).unwrap_or_else(|| panic!("{host} does not answer to ping"));
-        if from.ip() == host && packet.get(ip_header) == Some(&answer_type) {
-            return;
-        }
-    }
+    wait::until(&format!("{host} to answer to ping"), 2 * PATIENCE, || {
+        // May be refused while the host's MAC address is not known.
+        let _ = socket.send_to(&request, SocketAddr::new(host, 0));
+        let (packet, from) = receive(&socket, Duration::from_millis(200))?;
+        (from.ip() == host && packet.get(ip_header) == Some(&answer_type)).then_some(())
+    });
 }
