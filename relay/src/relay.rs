@@ -90,6 +90,7 @@ impl Relay {
     /// See [`RelayError`]; nothing is attached then.
     pub fn start(sources: Sources, config: Config) -> Result<Self, RelayError> {
         let users = Users::load(Store::open(&config.state_dir)?, config.max_users)?;
+        users.check(&config)?;
         let header_key = header_key(&config)?;
         let datapath = Datapath::load(&config, header_key.map(Secret::bytes))?;
         let state = State {
@@ -297,21 +298,7 @@ impl Relay {
         let Checked { config, warnings } = Config::load(&self.sources)?;
         let mut state = self.state();
         check_fixed(&state.config, &config)?;
-        let unreachable = state.users.iter().find(|user| user.grant(&config, None).is_err());
-        if let Some(user) = unreachable {
-            user.grant(&config, None)?;
-        }
-        let without_egress = state
-            .users
-            .iter()
-            .find(|user| config.egress_of(user.slot, user.to.is_ipv4()).is_none());
-        if let Some(user) = without_egress {
-            return Err(Refusal::Invalid(format!(
-                "user {} would have no egress address towards {} (`egress` in relay.toml)",
-                user.id, user.to
-            ))
-            .into());
-        }
+        state.users.check(&config)?;
         let header_key = header_key(&config)?;
         self.datapath.reload(&config, header_key.map(Secret::bytes))?;
         let changed = state.config != config;

@@ -196,6 +196,14 @@ pub enum Refusal {
         /// What is wrong.
         message: String,
     },
+    /// A user that there is could not be served with this configuration.
+    #[error("user {user} could not be served: {why}")]
+    Unserved {
+        /// Its number.
+        user: u64,
+        /// What is missing.
+        why: Box<Refusal>,
+    },
     /// There is no such user.
     #[error("there is no user {0}")]
     NoUser(u64),
@@ -270,6 +278,21 @@ impl Users {
             blocked,
             max_users,
         })
+    }
+
+    /// Whether every user can be served with this configuration.
+    ///
+    /// # Errors
+    /// [`Refusal::Unserved`] for the first that cannot.
+    pub fn check(&self, config: &Config) -> Result<(), Refusal> {
+        for user in self.users.values() {
+            let served = listener_for(config, user.to).and(check_egress(config, user.slot, user.to));
+            served.map_err(|why| Refusal::Unserved {
+                user: user.id,
+                why: Box::new(why),
+            })?;
+        }
+        Ok(())
     }
 
     /// How many users there are.

@@ -76,6 +76,21 @@ fn a_new_user_gets_the_lowest_free_slot_and_a_renewed_one_keeps_its_own_with_a_n
 }
 
 #[test]
+fn a_configuration_that_leaves_a_user_without_egress_port_or_listener_is_told() {
+    let folder = TempDir::new().unwrap();
+    let mut config = config(10);
+    let mut users = load(folder.path(), 10);
+    users.put(&new(7), &config).unwrap();
+    assert!(users.check(&config).is_ok());
+    config.listen = vec!["[2001:db8::1]:4500".parse().unwrap()];
+    let error = users.check(&config).unwrap_err().to_string();
+    assert!(
+        error.starts_with("user 7 could not be served: ") && error.contains("no IPv4 listener"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_full_table_refuses_and_says_how_many_there_can_be() {
     let folder = TempDir::new().unwrap();
     let config = config(2);
