@@ -319,8 +319,9 @@ impl<'a> Relay<'a> {
         kill(pid, signal).expect("the process is this one's child");
     }
 
+    /// Waits until the process has ended.
     #[track_caller]
-    fn wait_for_end(&mut self) -> ExitStatus {
+    pub fn wait_for_end(&mut self) -> ExitStatus {
         let status = wait::until("the relay to end", STOP, || self.ended());
         self.process = None;
         status

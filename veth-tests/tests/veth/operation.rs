@@ -1,6 +1,13 @@
 //! What operators do while packets are relayed: others lose none of theirs.
 
-use std::{fmt::Write as _, fs, net::SocketAddr, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    io::Write as _,
+    net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 use veth_tests::{
@@ -380,4 +387,108 @@ fn the_first_packet_to_a_relay_that_is_ready_gets_through() {
             client.exchange(b"the first packet");
         }
     }
+}
+
+#[test]
+fn users_share_a_destination_and_one_that_goes_or_moves_takes_nothing_from_the_others() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let relay = Relay::started(&net.relay);
+    let [one, other] = [(); 2].map(|()| EchoServer::new(&net.server, Family::V4, 0));
+    let mut clients: Vec<_> = (0..3)
+        .map(|id| Client::new(&net.client, &relay.add_user(id, one.address, &[])))
+        .collect();
+    clients.iter_mut().for_each(wait_until_resolved);
+
+    // The first goes, the second moves to another destination.
+    relay.cli(&["user", "remove", "0"]).succeeded();
+    let before = (one.count(), other.count());
+    clients[1].grant = relay.add_user(1, other.address, &[]);
+    wait_until_resolved(&mut clients[1]);
+    clients[2].exchange(b"as before");
+    assert_eq!(one.count(), before.0 + 1);
+    assert!(other.count() > before.1);
+    // What the former destination still says is not for the one that has moved.
+    let egress = other.received().pop().unwrap().from;
+    let counters = relay.counters();
+    one.send(egress, b"where are you?");
+    relay.expect_moved(&counters, &[("downlink", "unsolicited", 1)]);
+
+    // A new user in the place of the first, with a destination of its own.
+    let third = EchoServer::new(&net.server, Family::V4, 0);
+    let grant = relay.add_user(9, third.address, &[]);
+    assert_eq!(grant.slot, clients[0].grant.slot);
+    clients[0].grant = grant;
+    wait_until_resolved(&mut clients[0]);
+    for client in &mut clients {
+        client.exchange(b"each to its own");
+    }
+    let heard = [&third, &other, &one].map(|server| server.received().pop().unwrap());
+    for (received, client) in heard.iter().zip(&clients) {
+        assert_eq!(received.payload, b"each to its own");
+        assert_eq!(u32::from(received.from.port()), 10_000 + client.grant.slot);
+    }
+}
+
+#[test]
+fn answers_come_from_the_listener_that_the_client_sent_to_last() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    net.relay.ip("address add 192.0.2.111/24 dev eth0");
+    let listeners = ["192.0.2.1:4500", "192.0.2.1:4501", "192.0.2.111:4500"];
+    let mut relay = Relay::new(&net.relay);
+    relay.set("listen", listeners.to_vec());
+    relay.set("egress", vec!["192.0.2.1"]);
+    relay.start();
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let mut client = Client::new(&net.client, &relay.add_user(1, server.address, &[]));
+    wait_until_resolved(&mut client);
+    for listener in listeners.into_iter().rev() {
+        // The client panics when an answer comes from anywhere else.
+        client.grant.relay = listener.parse().unwrap();
+        client.exchange(b"by this listener");
+        let ping = client.send(b"");
+        assert_eq!(client.receive(), ping);
+    }
+}
+
+#[test]
+fn connections_that_say_nothing_do_not_keep_the_relay_from_ending() {
+    if !can_run("starting a relay") {
+        return;
+    }
+    let net = Trio::new();
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut relay = Relay::started(&net.relay);
+        let http = net.relay.run(|| TcpStream::connect("127.0.0.1:9090")).unwrap();
+        let mut half = net.relay.run(|| TcpStream::connect("127.0.0.1:9090")).unwrap();
+        half.write_all(b"GET /metrics HT").unwrap();
+        let admin = UnixStream::connect(relay.path("relay.sock")).unwrap();
+        relay.signal(signal);
+        let status = relay.wait_for_end();
+        assert!(status.success(), "{status}: {}", relay.log());
+        assert!(!net.relay.ip("link show eth0").contains("xdp"));
+        drop((http, half, admin));
+    }
+}
+
+#[test]
+fn check_says_whether_a_relay_would_start() {
+    if !can_run("looking at the machine") {
+        return;
+    }
+    let net = Trio::new();
+    let mut relay = Relay::new(&net.relay);
+    let items = relay.cli(&["check", "--json"]).json();
+    assert!(items.to_string().contains("native_xdp"), "{items}");
+    relay.start();
+    // Now there is a program in the way of another relay.
+    relay.cli(&["check"]).failed(5, &[]);
+    relay.stop();
+    relay.set("interface", "nowhere0");
+    relay.cli(&["check"]).failed(5, &[]);
 }
