@@ -1,34 +1,53 @@
 //! How long the program takes for a packet, by the path that it takes.
 //!
-//! Each path gets distinct packets, made as a client would make them: a repeated one would measure the replay check.
-//! A feeder program (`lab-ebpf`) writes each packet anew from a ring and goes on with the relay's program, all within
-//! one `BPF_PROG_TEST_RUN`. What the feeder takes is measured in the same round and subtracted. The relay's counters
-//! must show that every packet took the path that the row is named for.
+//! Each path gets distinct packets, made as clients would make them: a repeated one would measure the replay check, and
+//! one that jumps ahead in its user's packet numbers the emptying of the replay window. A feeder program (`lab-ebpf`)
+//! writes each packet anew from a ring and goes on with the relay's program, all within one `BPF_PROG_TEST_RUN`. What the
+//! feeder takes is measured in the same round and subtracted: it is what a fed floor takes more than the floor alone.
+//! The relay's counters must show that every packet took the path that the row is named for, and none another.
 
 mod frames;
+mod report;
 
-use std::time::Duration;
+use std::fs;
 
 use aya::{
     Ebpf, EbpfError, TestRunOptions,
-    maps::{Array, MapData, MapError, ProgramArray},
+    maps::{Array, MapData, MapError, MapInfo, ProgramArray, RingBuf},
     programs::{ProgramError, TestRun as _, Xdp},
 };
-use lab_ebpf::{FEED, FEEDER_PROGRAM, FLOOR_PROGRAM, FRAMES, HEAD_BYTES, RING, TARGETS};
-use relay_ebpf::verdict::{Direction, Reason};
-use serde::{Deserialize, Serialize};
+use lab_ebpf::{FEED, FEEDER_PROGRAM, FLOOR_PROGRAM, FRAMES, HEAD_BYTES, TARGETS};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity},
+    sys::utsname::uname,
+    unistd::Pid,
+};
+use relay_ebpf::{
+    host::HostMemory,
+    layout,
+    verdict::{Direction, Reason},
+};
 
-use self::frames::Frames;
-use crate::backend::{Backend as _, BackendError, counter, kernel::KernelBackend};
+pub use self::report::{Incomparable, Report, Row, Size, Worse};
+use self::{
+    frames::{Frames, Head},
+    report::row,
+};
+use crate::{
+    backend::{Backend as _, BackendError, Counters, Traffic, counter, kernel::KernelBackend},
+    lab::moved,
+};
 
 /// The feeder and the floor, as they were built with this crate.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lab-xdp"));
 
+/// Most packets of one path in one round: what the feeder's ring holds.
+pub const MOST_PACKETS: u32 = lab_ebpf::RING;
+
 const TO_RELAY: u32 = 0;
 const TO_FLOOR: u32 = 1;
 
-/// Of each path's packets, so many may have taken another one: the first of a user that is over its rate.
-const STRAYS: u64 = 16;
+const XDP_TX: u32 = 3;
 
 /// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
@@ -49,29 +68,32 @@ pub enum BenchError {
     /// The object lacks something.
     #[error("the lab's object has no `{0}`: it was not built from this version's sources")]
     Missing(&'static str),
+    /// The feeder did not reach the floor.
+    #[error("the feeder ended with action {0} instead of the floor's XDP_TX: what it takes is not known")]
+    NoFloor(u32),
     /// Packets took another path than the one to be measured.
-    #[error("of {packets} packets of `{path}`, {counted} were counted as {direction} {reason}: not the path meant")]
+    #[error("{packets} packets were made for the path `{path}`, but the relay counted {counted}: not the path meant")]
     WrongPath {
         /// The row.
         path: &'static str,
         /// Packets sent.
-        packets: u64,
-        /// Packets counted.
-        counted: u64,
-        /// The counter's direction.
-        direction: &'static str,
-        /// The counter's reason.
-        reason: &'static str,
+        packets: u32,
+        /// The counters that moved.
+        counted: String,
     },
 }
 
 /// What to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Users at random.
+    /// Users at random, 1 to 149,000.
     pub users: u32,
-    /// Bytes of payload.
+    /// Bytes of payload, at least 54: so long that all the feeder writes is in the frame.
     pub payload_bytes: usize,
+    /// Whether packets are IPv6's.
+    pub ipv6: bool,
+    /// Packets of each path in each round, 1 to [`MOST_PACKETS`].
+    pub packets: u32,
     /// Rounds, interleaved.
     pub rounds: usize,
 }
@@ -91,30 +113,44 @@ pub(crate) enum Path {
 }
 
 impl Path {
+    /// In the order of a round: `Replayed` repeats the packets of `Uplink`, when others have had the caches since.
     const ALL: [Self; 9] = [
         Self::Hot,
         Self::Uplink,
-        // After `Uplink`, whose packets it repeats.
-        Self::Replayed,
         Self::Downlink,
+        Self::Unrelated,
         Self::UnknownSession,
         Self::BadToken,
         Self::Expired,
+        Self::Replayed,
         Self::RateLimited,
-        Self::Unrelated,
     ];
 
     const fn name(self) -> &'static str {
         match self {
+            Self::Hot => "relayed_hot",
+            Self::Uplink => "relayed_uplink",
+            Self::Downlink => "relayed_downlink",
+            Self::Unrelated
+            | Self::UnknownSession
+            | Self::BadToken
+            | Self::Expired
+            | Self::Replayed
+            | Self::RateLimited => self.counter().1.name(),
+        }
+    }
+
+    const fn description(self) -> &'static str {
+        match self {
             Self::Hot => "relayed uplink, one user",
             Self::Uplink => "relayed uplink, users at random",
             Self::Downlink => "relayed downlink, users at random",
-            Self::Unrelated => "unrelated",
-            Self::UnknownSession => "unknown_session, users at random",
-            Self::BadToken => "bad_token, users at random",
-            Self::Expired => "expired, one user",
-            Self::Replayed => "replayed, users at random",
-            Self::RateLimited => "rate_limited, one user",
+            Self::Unrelated => "passed: not for the relay",
+            Self::UnknownSession => "dropped: no user has this handle",
+            Self::BadToken => "dropped: sealed with another key",
+            Self::Expired => "dropped: grant past its expiry",
+            Self::Replayed => "dropped: packet number seen before",
+            Self::RateLimited => "dropped: over the user's rate",
         }
     }
 
@@ -131,69 +167,23 @@ impl Path {
         };
         (Direction::Uplink, reason)
     }
-}
 
-/// One row.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Row {
-    /// The path.
-    pub path: String,
-    /// Nanoseconds a packet: the median of all rounds.
-    pub ns: f64,
-    /// The least and the most of all rounds.
-    pub range_ns: [f64; 2],
-    /// Ratio to the floor of the same round: the median.
-    pub ratio: f64,
-}
-
-/// What does not vary from run to run.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Size {
-    /// Instructions that the verifier walked.
-    pub verified_instructions: u32,
-    /// Bytes of machine code.
-    pub jited_bytes: u32,
-    /// Bytes that the slots' maps take: users, states and destinations.
-    pub slot_map_bytes: u64,
-}
-
-/// All figures.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Report {
-    /// Users at random.
-    pub users: u32,
-    /// Bytes of payload.
-    pub payload_bytes: usize,
-    /// Rounds.
-    pub rounds: usize,
-    /// Packets of each path in each round.
-    pub packets: u32,
-    /// The program.
-    pub size: Size,
-    /// The floor first, then the paths.
-    pub rows: Vec<Row>,
-}
-
-impl Report {
-    /// The rows whose ratio is above that of the same row in `base` by more than `percent`, with both ratios.
-    #[must_use]
-    pub fn slower_than(&self, base: &Self, percent: f64) -> Vec<(String, f64, f64)> {
-        let pairs = self
-            .rows
-            .iter()
-            .filter_map(|row| Some((row, base.rows.iter().find(|other| other.path == row.path)?)));
-        pairs
-            .filter(|(row, base)| row.ratio > base.ratio * (1.0 + percent / 100.0))
-            .map(|(row, base)| (row.path.clone(), base.ratio, row.ratio))
-            .collect()
+    /// What a user is like whose valid packets take this path.
+    const fn limit(self, user: layout::User) -> layout::User {
+        match self {
+            Self::Expired => layout::User { expires_ns: 0, ..user },
+            Self::RateLimited => layout::User { burst_ns: 0, ..user },
+            _ => user,
+        }
     }
 }
 
-/// Measures all paths; `progress` is told how many of how many steps are done.
+/// Measures all paths; `progress` is told how many of how many steps are done. The thread stays on one CPU meanwhile.
 ///
 /// # Errors
 /// See [`BenchError`].
 pub fn run(options: Options, progress: &mut dyn FnMut(usize, usize)) -> Result<Report, BenchError> {
+    let _pinned = Pinned::here();
     let mut bench = Bench::new(options)?;
     bench.introduce()?;
     let steps = options.rounds * Path::ALL.len();
@@ -205,40 +195,48 @@ pub fn run(options: Options, progress: &mut dyn FnMut(usize, usize)) -> Result<R
         }
     }
     let floors: Vec<f64> = samples.iter().flatten().map(|sample| sample.floor_ns).collect();
-    let mut rows = vec![row("floor: XDP_TX with swapped MAC addresses", &floors, &[1.0])];
+    let mut rows = vec![row("floor", "MAC addresses swapped, XDP_TX", &floors, &[1.0])];
     for (path, samples) in Path::ALL.into_iter().zip(&samples) {
         let ns: Vec<f64> = samples.iter().map(|sample| sample.path_ns).collect();
         let ratios: Vec<f64> = samples.iter().map(|sample| sample.path_ns / sample.floor_ns).collect();
-        rows.push(row(path.name(), &ns, &ratios));
+        rows.push(row(path.name(), path.description(), &ns, &ratios));
     }
     Ok(Report {
+        kernel: uname().map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned()),
         users: options.users,
         payload_bytes: options.payload_bytes,
+        ipv6: options.ipv6,
         rounds: options.rounds,
-        packets: RING,
+        packets: options.packets,
         size: bench.size()?,
         rows,
     })
 }
 
-fn row(path: &str, ns: &[f64], ratios: &[f64]) -> Row {
-    let least = ns.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = ns.iter().copied().fold(0.0, f64::max);
-    Row {
-        path: path.to_owned(),
-        ns: median(ns),
-        range_ns: [least, most],
-        ratio: median(ratios),
+/// Keeps this thread on the CPU that it is on, until dropped: another one's caches are cold.
+struct Pinned(Option<CpuSet>);
+
+impl Pinned {
+    /// Where the system does not let it, the thread moves and the figures vary more.
+    fn here() -> Self {
+        let this = Pid::from_raw(0);
+        let pin = || -> nix::Result<CpuSet> {
+            let before = sched_getaffinity(this)?;
+            let mut here = CpuSet::new();
+            here.set(sched_getcpu()?)?;
+            sched_setaffinity(this, &here)?;
+            Ok(before)
+        };
+        Self(pin().ok())
     }
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            // The CPUs were allowed before; if they are no more, the thread may stay where it is.
+            let _ = sched_setaffinity(Pid::from_raw(0), before);
+        }
     }
 }
 
@@ -247,9 +245,23 @@ struct Sample {
     path_ns: f64,
 }
 
+/// How one program fared.
+struct Timed {
+    /// Mean time of one run.
+    ns: f64,
+    /// What the last run ended with.
+    action: u32,
+}
+
 struct Bench {
     relay: KernelBackend,
+    events: Option<RingBuf<MapData>>,
     frames: Frames,
+    packets: u32,
+    /// What the users were relayed with last: to be replayed.
+    relayed: Vec<Head>,
+    /// The users as they were published, by slot.
+    users: Vec<layout::User>,
     /// Keeps the lab's programs loaded.
     lab: Ebpf,
     ring: Array<MapData, [u8; HEAD_BYTES]>,
@@ -259,7 +271,7 @@ struct Bench {
 
 impl Bench {
     fn new(options: Options) -> Result<Self, BenchError> {
-        let frames = Frames::new(options.users, options.payload_bytes);
+        let frames = Frames::new(options);
         let mut relay = KernelBackend::new(frames.world())?;
         let mut lab = aya::EbpfLoader::new().load(OBJECT)?;
         for name in [FEEDER_PROGRAM, FLOOR_PROGRAM] {
@@ -271,7 +283,12 @@ impl Bench {
         let mut targets = ProgramArray::try_from(take(TARGETS)?)?;
         targets.set(TO_RELAY, relay.loaded().program().map_err(BackendError::from)?.fd()?, 0)?;
         targets.set(TO_FLOOR, program(&mut lab, FLOOR_PROGRAM)?.fd()?, 0)?;
+        let users = relay.maps().users().iter().filter_map(|entry| entry.get(&HostMemory));
         Ok(Self {
+            users: users.collect(),
+            events: relay.loaded().maps.take_events(),
+            packets: options.packets,
+            relayed: Vec::new(),
             relay,
             frames,
             lab,
@@ -283,118 +300,130 @@ impl Bench {
 
     /// Has every user seen once, as the downlink needs.
     fn introduce(&mut self) -> Result<(), BenchError> {
-        let mut first = 0;
-        while first < self.frames.users() {
+        let users = self.users.len() as u32 - 1;
+        for first in (0..users).step_by(self.packets as usize) {
             let heads = self.frames.of_users_from(first);
             self.fill(&heads)?;
+            let before = self.relay.counters()?;
             self.run(TO_RELAY, self.frames.uplink_bytes())?;
-            first += RING;
+            self.check(Path::Uplink, &before)?;
         }
         Ok(())
     }
 
-    fn fill(&mut self, heads: &[[u8; HEAD_BYTES]]) -> Result<(), BenchError> {
+    fn measure(&mut self, path: Path) -> Result<Sample, BenchError> {
+        self.prepare(path)?;
+        let bytes = self.frames.bytes(path);
+        let floor = self.time(FLOOR_PROGRAM, bytes)?;
+        let fed_floor = self.run(TO_FLOOR, bytes)?;
+        if fed_floor.action != XDP_TX {
+            return Err(BenchError::NoFloor(fed_floor.action));
+        }
+        let before = self.relay.counters()?;
+        let fed_relay = self.run(TO_RELAY, bytes)?;
+        self.check(path, &before)?;
+        Ok(Sample {
+            floor_ns: floor.ns,
+            path_ns: fed_relay.ns - (fed_floor.ns - floor.ns),
+        })
+    }
+
+    /// Fills the ring with packets that take this path, and has the users as they must be for it.
+    fn prepare(&mut self, path: Path) -> Result<(), BenchError> {
+        for (entry, user) in self.relay.maps().users().iter().zip(&self.users) {
+            entry.write_fields(&HostMemory, &path.limit(*user));
+        }
+        // As the control process does, or the ring of events fills up and the program saves the work of writing them.
+        if let Some(events) = &mut self.events {
+            while events.next().is_some() {}
+        }
+        if path == Path::Replayed {
+            return self.fill(&self.relayed.clone());
+        }
+        let heads = self.frames.of(path);
+        self.fill(&heads)?;
+        if path == Path::Uplink {
+            self.relayed = heads;
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, heads: &[Head]) -> Result<(), BenchError> {
         for (i, head) in heads.iter().enumerate() {
             self.ring.set(i as u32, head, 0)?;
         }
         Ok(())
     }
 
-    /// Sends the ring through the feeder once.
-    fn run(&mut self, target: u32, frame_bytes: usize) -> Result<Duration, BenchError> {
+    /// Sends all packets of the ring through the feeder once.
+    fn run(&mut self, target: u32, frame_bytes: usize) -> Result<Timed, BenchError> {
         self.feed.set(0, [0, frame_bytes as u32, target], 0)?;
-        time(program(&mut self.lab, FEEDER_PROGRAM)?, frame_bytes)
+        self.time(FEEDER_PROGRAM, frame_bytes)
     }
 
-    fn measure(&mut self, path: Path) -> Result<Sample, BenchError> {
-        if path != Path::Replayed {
-            let heads = self.frames.of(path);
-            self.fill(&heads)?;
-        }
-        let bytes = self.frames.bytes(path);
+    /// Runs a program once for each packet.
+    fn time(&mut self, name: &'static str, frame_bytes: usize) -> Result<Timed, BenchError> {
+        let frame = vec![0; frame_bytes];
+        let result = program(&mut self.lab, name)?.test_run(TestRunOptions {
+            data_in: Some(&frame),
+            repeat: self.packets,
+            ..TestRunOptions::default()
+        })?;
+        Ok(Timed {
+            // The kernel cuts the mean to whole nanoseconds: half of one is missing on average.
+            ns: result.duration.as_secs_f64() * 1e9 + 0.5,
+            action: result.return_value,
+        })
+    }
+
+    /// Fails unless all packets since `before`, and nothing else, were counted as this path's.
+    fn check(&self, path: Path, before: &Counters) -> Result<(), BenchError> {
+        let counted = moved(before, &self.relay.counters()?);
         let (direction, reason) = path.counter();
-        let counted = |relay: &KernelBackend| -> Result<u64, BackendError> {
-            let traffic = relay.counters()?.get(&counter(direction, reason)).copied();
-            Ok(traffic.unwrap_or_default().packets)
+        let packets = u64::from(self.packets);
+        let traffic = Traffic {
+            packets,
+            bytes: packets * self.frames.bytes(path) as u64,
         };
-        let before = counted(&self.relay)?;
-        let relay = self.run(TO_RELAY, bytes)?;
-        let counted = counted(&self.relay)? - before;
-        if counted + STRAYS < u64::from(RING) {
-            return Err(BenchError::WrongPath {
-                path: path.name(),
-                packets: RING.into(),
-                counted,
-                direction: direction.name(),
-                reason: reason.name(),
-            });
+        if counted == Counters::from([(counter(direction, reason), traffic)]) {
+            return Ok(());
         }
-        let fed_floor = self.run(TO_FLOOR, bytes)?;
-        let floor = time(program(&mut self.lab, FLOOR_PROGRAM)?, bytes)?;
-        let ns = |duration: Duration| duration.as_secs_f64() * 1e9;
-        Ok(Sample {
-            floor_ns: ns(floor),
-            path_ns: ns(relay) - (ns(fed_floor) - ns(floor)),
+        let describe = |((direction, reason), traffic): (&(u8, Reason), &Traffic)| {
+            let direction = Direction::ALL.into_iter().find(|known| *known as u8 == *direction);
+            let direction = direction.map_or("?", Direction::name);
+            format!("{direction} {} ({traffic})", reason.name())
+        };
+        Err(BenchError::WrongPath {
+            path: path.name(),
+            packets: self.packets,
+            counted: counted.iter().map(describe).collect::<Vec<_>>().join(", "),
         })
     }
 
     fn size(&mut self) -> Result<Size, BenchError> {
         let program = self.relay.loaded().program().map_err(BackendError::from)?;
         let info = program.info()?;
-        let maps = self.relay.maps();
-        let slots = size_of_val(maps.users()) + size_of_val(maps.states()) + size_of_val(maps.destinations());
+        let maps = info.map_ids()?.unwrap_or_default();
         Ok(Size {
             verified_instructions: info.verified_instruction_count().unwrap_or(0),
             jited_bytes: info.size_jitted(),
-            slot_map_bytes: slots as u64,
+            map_bytes: maps.into_iter().map(map_bytes).sum::<Result<u64, MapError>>()?,
         })
     }
+}
+
+/// Memory that the kernel accounts to a map.
+fn map_bytes(id: u32) -> Result<u64, MapError> {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+
+    let map = MapInfo::from_id(id)?.fd()?;
+    let path = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    Ok(bytes.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0))
 }
 
 fn program<'a>(lab: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, BenchError> {
     let program = lab.program_mut(name).ok_or(BenchError::Missing(name))?;
     Ok(program.try_into()?)
-}
-
-/// Mean time of one of as many runs as the ring has frames.
-fn time(program: &Xdp, frame_bytes: usize) -> Result<Duration, BenchError> {
-    let frame = vec![0; frame_bytes];
-    let result = program.test_run(TestRunOptions {
-        data_in: Some(&frame),
-        repeat: RING,
-        ..TestRunOptions::default()
-    })?;
-    Ok(result.duration)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn report(ratio: f64) -> Report {
-        Report {
-            users: 1,
-            payload_bytes: 64,
-            rounds: 1,
-            packets: RING,
-            size: Size {
-                verified_instructions: 1,
-                jited_bytes: 1,
-                slot_map_bytes: 1,
-            },
-            rows: vec![row("a path", &[ratio], &[ratio])],
-        }
-    }
-
-    #[test]
-    fn the_median_of_an_even_number_is_between_the_middle_two() {
-        assert!((median(&[4.0, 1.0, 3.0, 2.0]) - 2.5).abs() < 1e-9);
-        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn a_row_is_slower_only_beyond_the_percentage() {
-        assert!(report(1.09).slower_than(&report(1.0), 10.0).is_empty());
-        assert_eq!(report(1.11).slower_than(&report(1.0), 10.0).len(), 1);
-    }
 }

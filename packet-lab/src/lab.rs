@@ -171,7 +171,7 @@ fn observe(backend: &mut dyn Backend, watched: &[u32], now_ns: u64, frame: &[u8]
 }
 
 /// The counters that are not what they were. One that fell shows as a number beyond any real one.
-fn moved(before: &Counters, after: &Counters) -> Counters {
+pub(crate) fn moved(before: &Counters, after: &Counters) -> Counters {
     let keys = before.keys().chain(after.keys()).copied();
     let value = |counters: &Counters, key| counters.get(&key).copied().unwrap_or_default();
     let difference = |key| {

@@ -9,6 +9,7 @@ use aya::{
 };
 use ipnet::IpNet;
 use lumenlink_relay::datapath::{
+    clock,
     maps::Maps,
     program::{LoadOptions, Loaded},
 };
@@ -49,7 +50,12 @@ impl KernelBackend {
     /// # Errors
     /// If the kernel refuses, or the world is larger than a relay.
     pub fn new(world: &World) -> Result<Self, BackendError> {
-        let settings = tables::settings(world, 1)?;
+        let tick_ns = if world.lab_clock {
+            1
+        } else {
+            clock::tick()?.as_nanos() as u64
+        };
+        let settings = tables::settings(world, tick_ns)?;
         let backend = Self {
             world: world.clone(),
             loaded: Loaded::new(&LoadOptions { settings, pins: None })?,

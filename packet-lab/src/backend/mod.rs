@@ -8,7 +8,7 @@ mod tables;
 use std::{collections::BTreeMap, fmt, net::SocketAddr, ops::RangeInclusive};
 
 use ipnet::IpNet;
-use lumenlink_relay::datapath::{maps::MapsError, program::LoadError};
+use lumenlink_relay::datapath::{clock::ClockError, maps::MapsError, program::LoadError};
 use relay_ebpf::verdict::{Direction, Reason, Verdict};
 
 use crate::{
@@ -26,6 +26,9 @@ pub enum BackendError {
     /// A map cannot be used.
     #[error(transparent)]
     Maps(#[from] MapsError),
+    /// The length of the kernel's tick is not known.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
     /// A test run failed.
     #[error("running the program on a frame of {bytes} bytes: {source}")]
     Run {

@@ -1,58 +1,49 @@
 //! The packets of each path: whose they are, and what is wrong with them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use lab_ebpf::{HEAD_BYTES, RING};
+use lab_ebpf::HEAD_BYTES;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
-use super::Path;
+use super::{Options, Path};
 use crate::{
     craft::{Grant, TOKEN_BYTES, UdpFrame},
     world::{Destination, NextHop, User, World, address},
 };
 
-/// Ports of each egress address, so that three addresses have room for 100,000 users and more.
+/// Ports of each of three egress addresses: room for 150,000 users.
 const EGRESS_PORTS: u16 = 50_000;
 /// Destinations that the users share, each with an entry of its own.
 const DESTINATIONS: u32 = 1_000;
-/// No user is held back, but the one that is to be.
-const NO_LIMIT: u32 = 1_000_000_000;
+/// Clients number their first packet by the clock: this is one of 2026, in microseconds since 1970.
+const FIRST_PN: u64 = 1_767_225_600_000_000;
+/// What production samples by default: one packet in this many is timed, one drop in this many is told.
+const LATENCY_SAMPLE: u32 = 1_024;
+const EVENT_SAMPLE: u32 = 64;
 
-/// Users that are not among those at random.
-#[derive(Clone, Copy)]
-enum Special {
-    Hot,
-    Expired,
-    Limited,
-}
+/// The start of a frame, as the feeder takes it.
+pub(super) type Head = [u8; HEAD_BYTES];
 
-/// Makes packets, each with a packet number of its own.
+/// Makes packets. Each user numbers its own, one after the other, as clients do.
 pub(super) struct Frames {
     world: World,
-    users: u32,
+    options: Options,
     payload: Vec<u8>,
     random: SmallRng,
-    next_pn: u64,
+    /// By slot.
+    next_pn: Vec<u64>,
 }
 
 impl Frames {
-    /// Of so many users; payloads are at least so long that all the feeder writes is in the frame.
-    pub(super) fn new(users: u32, payload_bytes: usize) -> Self {
-        let mut world = World::new();
-        world.lab_clock = false;
-        world.egress = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(address).to_vec();
-        world.egress_ports = EGRESS_PORTS;
-        world.max_users = users + 3;
-        world.header_key = Some([0xf0; 16]);
-        let shared = DESTINATIONS.min(users);
-        world.destinations = (0..shared).map(destination).collect();
-        world.users = (0..world.max_users).map(|slot| user(slot, users)).collect();
+    /// The users of `options`, and one more who is alone on the path of the one user.
+    pub(super) fn new(options: Options) -> Self {
+        let world = world(options);
         Self {
+            next_pn: vec![FIRST_PN; world.users.len()],
+            payload: vec![0x5a; options.payload_bytes],
+            random: SmallRng::seed_from_u64(u64::from(options.users)),
             world,
-            users,
-            payload: vec![0x5a; payload_bytes],
-            random: SmallRng::seed_from_u64(u64::from(users)),
-            next_pn: 1 << 50,
+            options,
         }
     }
 
@@ -60,66 +51,52 @@ impl Frames {
         &self.world
     }
 
-    pub(super) const fn users(&self) -> u32 {
-        self.users
-    }
-
-    /// Length of an uplink frame over IPv4.
-    pub(super) fn uplink_bytes(&self) -> usize {
+    /// Length of an uplink frame.
+    pub(super) const fn uplink_bytes(&self) -> usize {
         self.downlink_bytes() + TOKEN_BYTES
     }
 
-    fn downlink_bytes(&self) -> usize {
-        14 + 20 + 8 + self.payload.len()
+    const fn downlink_bytes(&self) -> usize {
+        let ip = if self.options.ipv6 { 40 } else { 20 };
+        14 + ip + 8 + self.options.payload_bytes
     }
 
     /// Length of the frames of a path.
-    pub(super) fn bytes(&self, path: Path) -> usize {
+    pub(super) const fn bytes(&self, path: Path) -> usize {
         match path {
             Path::Downlink => self.downlink_bytes(),
             _ => self.uplink_bytes(),
         }
     }
 
-    /// A ring of valid packets, of one user after the other, from `first` on.
-    pub(super) fn of_users_from(&mut self, first: u32) -> Vec<[u8; HEAD_BYTES]> {
-        (0..RING)
-            .map(|i| self.uplink((first + i) % self.users, |_| {}))
-            .collect()
+    /// Valid packets of one user after the other, from `first` on.
+    pub(super) fn of_users_from(&mut self, first: u32) -> Vec<Head> {
+        let Options { users, packets, .. } = self.options;
+        (0..packets).map(|i| self.uplink((first + i) % users, |_| {})).collect()
     }
 
-    /// A ring of packets that take this path.
-    pub(super) fn of(&mut self, path: Path) -> Vec<[u8; HEAD_BYTES]> {
-        (0..RING).map(|_| self.frame(path)).collect()
+    /// Packets that take this path.
+    pub(super) fn of(&mut self, path: Path) -> Vec<Head> {
+        (0..self.options.packets).map(|_| self.frame(path)).collect()
     }
 
-    fn frame(&mut self, path: Path) -> [u8; HEAD_BYTES] {
-        let slot = self.random.random_range(0..self.users);
+    fn frame(&mut self, path: Path) -> Head {
+        let slot = self.random.random_range(0..self.options.users);
         match path {
-            Path::Hot => self.uplink(self.special(Special::Hot), |_| {}),
-            Path::Uplink | Path::Replayed => self.uplink(slot, |_| {}),
+            Path::Hot => self.uplink(self.options.users, |_| {}),
+            Path::Uplink | Path::Replayed | Path::Expired | Path::RateLimited => self.uplink(slot, |_| {}),
             Path::Downlink => self.downlink(slot),
             Path::UnknownSession => self.uplink(slot, |grant| grant.salt ^= 1),
             Path::BadToken => self.uplink(slot, |grant| grant.key[0] ^= 1),
-            Path::Expired => self.uplink(self.special(Special::Expired), |_| {}),
-            Path::RateLimited => self.uplink(self.special(Special::Limited), |_| {}),
             Path::Unrelated => {
                 let mut to = self.world.listeners[0];
                 to.set_port(9);
-                head(&UdpFrame::new(
-                    client(slot),
-                    to,
-                    vec![0; self.payload.len() + TOKEN_BYTES],
-                ))
+                head(client(slot, self.options.ipv6), to, self.uplink_payload())
             }
         }
     }
 
-    const fn special(&self, special: Special) -> u32 {
-        self.users + special as u32
-    }
-
-    fn uplink(&mut self, slot: u32, change: impl FnOnce(&mut Grant)) -> [u8; HEAD_BYTES] {
+    fn uplink(&mut self, slot: u32, change: impl FnOnce(&mut Grant)) -> Head {
         let user = &self.world.users[slot as usize];
         let mut grant = Grant {
             slot,
@@ -129,37 +106,71 @@ impl Frames {
             relay_id: self.world.relay_id,
         };
         change(&mut grant);
-        self.next_pn += 1;
-        let sealed = grant.seal(self.next_pn, &self.payload);
-        head(&UdpFrame::new(client(slot), self.world.listeners[0], sealed))
+        let pn = &mut self.next_pn[slot as usize];
+        *pn += 1;
+        let sealed = grant.seal(*pn, &self.payload);
+        head(client(slot, self.options.ipv6), self.world.listeners[0], sealed)
     }
 
-    fn downlink(&self, slot: u32) -> [u8; HEAD_BYTES] {
+    fn uplink_payload(&self) -> Vec<u8> {
+        vec![0; TOKEN_BYTES + self.payload.len()]
+    }
+
+    fn downlink(&self, slot: u32) -> Head {
         let from = self.world.users[slot as usize].to;
-        let ports = u32::from(EGRESS_PORTS);
-        let egress = self.world.egress[(slot / ports) as usize];
-        let port = self.world.first_egress_port + (slot % ports) as u16;
-        head(&UdpFrame::new(
-            from,
-            SocketAddr::new(egress, port),
-            self.payload.clone(),
-        ))
+        let egress = self.world.egress_endpoint(slot, !self.options.ipv6);
+        let egress = egress.expect("there are egress ports for all users");
+        head(from, egress, self.payload.clone())
     }
 }
 
-fn head(frame: &UdpFrame) -> [u8; HEAD_BYTES] {
-    let bytes = frame.build();
+fn head(from: SocketAddr, to: SocketAddr, payload: Vec<u8>) -> Head {
+    let bytes = UdpFrame::new(from, to, payload).build();
     std::array::from_fn(|i| bytes[i])
 }
 
-fn client(slot: u32) -> SocketAddr {
-    SocketAddr::from(([203, 0, (slot >> 8) as u8, slot as u8], 40_000))
+fn world(options: Options) -> World {
+    let mut world = World::new();
+    let (listener, egress) = if options.ipv6 {
+        ("[2001:db8::1]:4500", ["2001:db8::1", "2001:db8::2", "2001:db8::3"])
+    } else {
+        ("192.0.2.1:4500", ["192.0.2.1", "192.0.2.2", "192.0.2.3"])
+    };
+    world.lab_clock = false;
+    world.latency_sample = LATENCY_SAMPLE;
+    world.event_sample = EVENT_SAMPLE;
+    world.listeners = vec![address(listener)];
+    world.egress = egress.map(address).to_vec();
+    world.egress_ports = EGRESS_PORTS;
+    world.header_key = Some([0xf0; 16]);
+    world.max_users = options.users + 1;
+    let shared = DESTINATIONS.min(options.users);
+    world.destinations = (0..shared).map(|index| destination(index, options.ipv6)).collect();
+    world.users = (0..world.max_users)
+        .map(|slot| user(slot, world.destinations[(slot % shared) as usize].to))
+        .collect();
+    world
 }
 
-fn destination(index: u32) -> Destination {
+fn client(slot: u32, ipv6: bool) -> SocketAddr {
+    let [_, high, middle, low] = slot.to_be_bytes();
+    let ip = if ipv6 {
+        IpAddr::from([0x20, 1, 0x0d, 0xb8, 0, 0xc, 0, 0, 0, 0, 0, 0, 0, high, middle, low])
+    } else {
+        IpAddr::from([10, high, middle, low])
+    };
+    SocketAddr::new(ip, 40_000)
+}
+
+fn destination(index: u32, ipv6: bool) -> Destination {
     let [_, _, high, low] = index.to_be_bytes();
+    let ip = if ipv6 {
+        IpAddr::from([0x20, 1, 0x0d, 0xb8, 0, 0xd, 0, 0, 0, 0, 0, 0, 0, 0, high, low])
+    } else {
+        IpAddr::from([198, 51, high, low])
+    };
     Destination {
-        to: SocketAddr::from(([198, 51, high, low], 5_000)),
+        to: SocketAddr::new(ip, 5_000),
         next_hop: Some(NextHop {
             mac: [0x02, 0, 0, 0, high, low],
             mtu: 1_500,
@@ -167,17 +178,17 @@ fn destination(index: u32) -> Destination {
     }
 }
 
-fn user(slot: u32, users: u32) -> User {
-    let special = |special: Special| slot == users + special as u32;
+/// A user whom no rate holds back.
+fn user(slot: u32, to: SocketAddr) -> User {
     User {
         slot,
         salt: slot.wrapping_mul(0x9e37_79b9) | 1,
         key: u128::from(slot)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
             .to_le_bytes(),
-        to: destination(slot % DESTINATIONS.min(users)).to,
-        rate: if special(Special::Limited) { 1 } else { NO_LIMIT },
-        burst: if special(Special::Limited) { 1 } else { u32::MAX },
-        expires_ns: special(Special::Expired).then_some(1),
+        to,
+        rate: 1_000_000_000,
+        burst: u32::MAX,
+        expires_ns: None,
     }
 }

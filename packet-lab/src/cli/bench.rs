@@ -8,31 +8,39 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use indicatif::{ProgressBar, ProgressStyle};
 use packet_lab::{
     backend::kernel::missing_capabilities,
-    bench::{Options, Report, run},
+    bench::{BenchError, MOST_PACKETS, Options, Report, Worse, run},
 };
 
 use super::{Ended, Exit, json, line};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Times of one machine do not compare with another's, nor with its own of an hour ago: compare the \
-                  ratios to the floor, which is measured in the same rounds. The machine should be idle.\n\nExamples:\n  \
+    after_help = "The floor is the least that an XDP program can do to send a packet on: swap the MAC addresses and \
+                  return XDP_TX. Times of one machine do not compare with another's, nor with its own of an hour ago: \
+                  compare the ratios to the floor, which is measured in the same rounds. The machine should be idle. \
+                  Needs root; nothing is attached to any interface.\n\nExamples:\n  \
                   packet-lab bench --json > base.json\n  packet-lab bench --compare base.json --fail-above 10%"
 )]
 pub struct Args {
     /// Users at random
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = value_parser!(u32).range(1..=149_000))]
     users: u32,
-    /// Payload of each packet
+    /// Payload of each packet, not counting the token
     #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = value_parser!(u32).range(54..=1_400))]
     size: u32,
+    /// Measure IPv6, not IPv4
+    #[arg(long)]
+    ipv6: bool,
+    /// Packets of each path in each round
+    #[arg(long, value_name = "N", default_value_t = MOST_PACKETS, value_parser = value_parser!(u32).range(1..=i64::from(MOST_PACKETS)))]
+    packets: u32,
     /// Interleaved rounds; the figures are their medians
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(1..=1_000))]
     rounds: u32,
     /// Compare with what --json printed before
     #[arg(long, value_name = "BASE.json")]
     compare: Option<PathBuf>,
-    /// Fail if a ratio to the floor is above the base's by more than this
+    /// Fail if a ratio to the floor, or on the same kernel the program's size, is above the base's by more than this
     #[arg(long, value_name = "PERCENT", requires = "compare", default_value = "10%", value_parser = percent)]
     fail_above: f64,
     /// Print JSON
@@ -65,6 +73,8 @@ pub fn execute(args: &Args) -> Ended {
     let options = Options {
         users: args.users,
         payload_bytes: args.size as usize,
+        ipv6: args.ipv6,
+        packets: args.packets,
         rounds: args.rounds as usize,
     };
     let report = run(options, &mut |done, all| {
@@ -72,17 +82,30 @@ pub fn execute(args: &Args) -> Ended {
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();
-    let report = report.map_err(|error| (Exit::Failure, error.into()))?;
+    let report = report.map_err(|error| (exit(&error), error.into()))?;
     if args.json {
         json(&report);
     } else {
         line(&describe(&report));
     }
-    let slower = base.map_or_else(Vec::new, |base| report.slower_than(&base, args.fail_above));
-    for (path, base, now) in &slower {
-        eprintln!("slower: {path}: {now:.2} times the floor, {base:.2} before");
+    let Some(base) = base else { return Ok(Exit::Pass) };
+    let worse = report.worse_than(&base, args.fail_above);
+    let worse = worse.map_err(|error| (Exit::Usage, error.into()))?;
+    for Worse { what, base, now } in &worse {
+        eprintln!(
+            "worse than the base by more than {}%: {what}: {now:.2}, before {base:.2}",
+            args.fail_above
+        );
     }
-    Ok(if slower.is_empty() { Exit::Pass } else { Exit::Failure })
+    Ok(if worse.is_empty() { Exit::Pass } else { Exit::Failure })
+}
+
+/// A path that is not the one meant is a fault of the relay or the lab; whatever else fails is the kernel's refusal.
+fn exit(error: &BenchError) -> Exit {
+    match error {
+        BenchError::WrongPath { .. } | BenchError::NoFloor(_) | BenchError::Missing(_) => Exit::Failure,
+        _ => Exit::Environment,
+    }
 }
 
 fn read_base(path: &PathBuf) -> anyhow::Result<Report> {
@@ -95,27 +118,33 @@ fn describe(report: &Report) -> String {
     let mut table = Table::new();
     table
         .load_style(NOTHING)
-        .set_header(["PATH", "NS/PACKET", "RANGE", "× FLOOR"]);
+        .set_header(["PATH", "", "NS/PACKET", "RANGE", "× FLOOR"]);
     for row in &report.rows {
         table.add_row([
             row.path.clone(),
+            row.description.clone(),
             format!("{:.0}", row.ns),
             format!("{:.0}–{:.0}", row.range_ns[0], row.range_ns[1]),
             format!("{:.2}", row.ratio),
         ]);
     }
-    for column in table.column_iter_mut().skip(1) {
+    for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
+    let table = table.to_string();
+    let rows: Vec<&str> = table.lines().map(str::trim_end).collect();
     format!(
-        "{table}\n\n{} users, {} bytes of payload, IPv4, header protection; {} packets of each path in each of {} \
-         rounds\nprogram: {} instructions verified, {} bytes of machine code; maps of all slots: {:.1} MiB",
+        "{}\n\n{} users, {} bytes of payload, IPv{}, header protection; {} packets of each path in each of {} rounds; \
+         Linux {}\nprogram: {} instructions verified, {} bytes of machine code; maps: {:.1} MiB",
+        rows.join("\n"),
         report.users,
         report.payload_bytes,
+        if report.ipv6 { 6 } else { 4 },
         report.packets,
         report.rounds,
+        report.kernel,
         report.size.verified_instructions,
         report.size.jited_bytes,
-        report.size.slot_map_bytes as f64 / f64::from(1 << 20),
+        report.size.map_bytes as f64 / f64::from(1 << 20),
     )
 }

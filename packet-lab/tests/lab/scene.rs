@@ -212,12 +212,17 @@ pub fn lab(world: World) -> Lab {
     Lab::new(world, backends)
 }
 
-/// The kernel's program, unless this process lacks the capabilities to load it: then the reason is printed. With them,
-/// a kernel that cannot load it is a failure.
+/// The kernel's program, where this process may load it; with the capabilities, a kernel that cannot is a failure.
 pub fn kernel(world: &World) -> Option<KernelBackend> {
+    has_capabilities()
+        .then(|| KernelBackend::new(world).unwrap_or_else(|error| panic!("the kernel should run this: {error}")))
+}
+
+/// Whether this process may load programs; if not, says that this test is skipped in the kernel, and why.
+pub fn has_capabilities() -> bool {
     let missing = missing_capabilities();
     if missing.is_empty() {
-        return Some(KernelBackend::new(world).unwrap_or_else(|error| panic!("the kernel should run this: {error}")));
+        return true;
     }
     let test = std::thread::current();
     let name = test.name().unwrap_or("a test");
@@ -225,7 +230,7 @@ pub fn kernel(world: &World) -> Option<KernelBackend> {
     // Past the capture of test output: a skip is to be seen.
     let _ = writeln!(
         std::io::stderr(),
-        "{name}: skipped in the kernel, for want of {missing}; run as root"
+        "skipped: {name} in the kernel, for want of {missing}; run as root"
     );
-    None
+    false
 }

@@ -1,0 +1,223 @@
+//! The figures of a bench, and comparing them with earlier ones.
+
+use serde::{Deserialize, Serialize};
+
+/// One row.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Row {
+    /// The path, in one word.
+    pub path: String,
+    /// What happens on it, for people.
+    pub description: String,
+    /// Nanoseconds a packet: the median of all rounds.
+    pub ns: f64,
+    /// The least and the most of all rounds.
+    pub range_ns: [f64; 2],
+    /// Ratio to the floor of the same round: the median.
+    pub ratio: f64,
+}
+
+/// What does not vary from run to run.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Size {
+    /// Instructions that the verifier walked.
+    pub verified_instructions: u32,
+    /// Bytes of machine code.
+    pub jited_bytes: u32,
+    /// Bytes of kernel memory that all of the program's maps take.
+    pub map_bytes: u64,
+}
+
+/// All figures.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Report {
+    /// Release of the kernel.
+    pub kernel: String,
+    /// Users at random.
+    pub users: u32,
+    /// Bytes of payload.
+    pub payload_bytes: usize,
+    /// Whether packets were IPv6's.
+    pub ipv6: bool,
+    /// Rounds.
+    pub rounds: usize,
+    /// Packets of each path in each round.
+    pub packets: u32,
+    /// The program.
+    pub size: Size,
+    /// The floor first, then the paths.
+    pub rows: Vec<Row>,
+}
+
+/// A figure that is above what it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Worse {
+    /// Which figure.
+    pub what: String,
+    /// What it was.
+    pub base: f64,
+    /// What it is.
+    pub now: f64,
+}
+
+/// Why two reports say nothing about each other.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Incomparable {
+    /// Other conditions.
+    #[error("the base was measured with {what} {base}, this with {now}: give both runs the same options")]
+    Options {
+        /// Which option.
+        what: &'static str,
+        /// Its value then.
+        base: String,
+        /// Its value now.
+        now: String,
+    },
+    /// A path that the base lacks.
+    #[error("the base has no figure for `{0}`: it is from another version; measure it again")]
+    NoRow(String),
+}
+
+impl Report {
+    /// The figures that are above the base's by more than `percent`: ratios to the floor, and on the same kernel the
+    /// program's size too.
+    ///
+    /// # Errors
+    /// If the two were not measured under the same conditions.
+    pub fn worse_than(&self, base: &Self, percent: f64) -> Result<Vec<Worse>, Incomparable> {
+        self.check_same_options(base)?;
+        let mut pairs = Vec::new();
+        for row in &self.rows {
+            let found = base.rows.iter().find(|other| other.path == row.path);
+            let found = found.ok_or_else(|| Incomparable::NoRow(row.path.clone()))?;
+            pairs.push((format!("{}, × floor", row.path), found.ratio, row.ratio));
+        }
+        if self.kernel == base.kernel {
+            let (now, base) = (self.size, base.size);
+            for (what, base, now) in [
+                (
+                    "verified instructions",
+                    base.verified_instructions,
+                    now.verified_instructions,
+                ),
+                ("bytes of machine code", base.jited_bytes, now.jited_bytes),
+            ] {
+                pairs.push((what.to_owned(), base.into(), now.into()));
+            }
+        }
+        let above = |(what, base, now): (String, f64, f64)| {
+            let worse = now > base * (1.0 + percent / 100.0);
+            worse.then_some(Worse { what, base, now })
+        };
+        Ok(pairs.into_iter().filter_map(above).collect())
+    }
+
+    fn check_same_options(&self, base: &Self) -> Result<(), Incomparable> {
+        let options = |report: &Self| {
+            [
+                ("--users", report.users.to_string()),
+                ("--size", report.payload_bytes.to_string()),
+                ("--ipv6", report.ipv6.to_string()),
+            ]
+        };
+        for ((what, base), (_, now)) in options(base).into_iter().zip(options(self)) {
+            if base != now {
+                return Err(Incomparable::Options { what, base, now });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A row of one path, from the figures of all rounds; `ns` must not be empty.
+pub(super) fn row(path: &str, description: &str, ns: &[f64], ratios: &[f64]) -> Row {
+    let least = ns.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = ns.iter().copied().fold(0.0, f64::max);
+    Row {
+        path: path.to_owned(),
+        description: description.to_owned(),
+        ns: median(ns),
+        range_ns: [least, most],
+        ratio: median(ratios),
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(ratio: f64) -> Report {
+        Report {
+            kernel: "6.1".to_owned(),
+            users: 1,
+            payload_bytes: 64,
+            ipv6: false,
+            rounds: 1,
+            packets: 1,
+            size: Size {
+                verified_instructions: 100,
+                jited_bytes: 100,
+                map_bytes: 1,
+            },
+            rows: vec![row("a_path", "a path", &[ratio], &[ratio])],
+        }
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_is_between_the_middle_two() {
+        assert!((median(&[4.0, 1.0, 3.0, 2.0]) - 2.5).abs() < 1e-9);
+        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_ratio_is_worse_only_beyond_the_percentage() {
+        assert_eq!(report(1.09).worse_than(&report(1.0), 10.0), Ok(Vec::new()));
+        let worse = report(1.11).worse_than(&report(1.0), 10.0).unwrap();
+        assert_eq!(worse.len(), 1);
+        assert_eq!(worse[0].what, "a_path, × floor");
+    }
+
+    #[test]
+    fn a_larger_program_is_worse_on_the_same_kernel_only() {
+        let mut larger = report(1.0);
+        larger.size.verified_instructions = 111;
+        assert_eq!(
+            larger.worse_than(&report(1.0), 10.0).unwrap()[0].what,
+            "verified instructions"
+        );
+        larger.kernel = "6.2".to_owned();
+        assert_eq!(larger.worse_than(&report(1.0), 10.0), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn reports_of_other_options_or_paths_are_not_compared() {
+        let mut base = report(1.0);
+        base.users = 2;
+        let error = report(1.0).worse_than(&base, 10.0).unwrap_err();
+        assert!(error.to_string().contains("--users 2, this with 1"), "{error}");
+        let mut base = report(1.0);
+        base.rows.clear();
+        assert_eq!(
+            report(1.0).worse_than(&base, 10.0),
+            Err(Incomparable::NoRow("a_path".to_owned()))
+        );
+    }
+
+    #[test]
+    fn a_report_survives_json() {
+        let report = report(1.25);
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+    }
+}
