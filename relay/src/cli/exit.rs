@@ -157,7 +157,7 @@ fn of_relay(error: &RelayError) -> Exit {
 
 fn of_datapath(error: &DatapathError) -> Exit {
     match error {
-        DatapathError::Load(LoadError::Permission) => Exit::Permission,
+        DatapathError::Load(LoadError::Capabilities { .. } | LoadError::Permission) => Exit::Permission,
         DatapathError::Interface(InterfaceError::Missing { .. } | InterfaceError::NotEthernet { .. }) => {
             Exit::Interface
         }

@@ -30,8 +30,10 @@ const OLDEST_KERNEL: (u8, u8) = match cfg!(target_arch = "aarch64") {
 const NATIVE_MTU: u32 = 3498;
 /// `CAP_SYS_ADMIN`, which stands for the BPF capabilities too (include/uapi/linux/capability.h).
 const SYS_ADMIN: u32 = 21;
-/// The capabilities that a relay needs, and what for.
-const CAPABILITIES: [(&str, u32, &str); 3] = [
+/// Name, number, and what a relay needs it for.
+type Capability = (&'static str, u32, &'static str);
+/// The capabilities that a relay needs.
+const CAPABILITIES: [Capability; 3] = [
     ("CAP_NET_ADMIN", 12, "to attach to an interface"),
     ("CAP_PERFMON", 38, "to have the program verified"),
     ("CAP_BPF", 39, "to load programs and make maps"),
@@ -174,9 +176,7 @@ fn jit() -> Item {
 
 fn capabilities() -> Item {
     let name = "capabilities";
-    let status = fs::read_to_string("/proc/self/status");
-    let effective = status.ok().as_deref().and_then(effective_capabilities);
-    let Some(effective) = effective else {
+    let Some(missing) = own_missing_capabilities() else {
         return Item::amiss(
             name,
             Status::Warning,
@@ -184,13 +184,11 @@ fn capabilities() -> Item {
             "mount /proc, and run as root",
         );
     };
-    let missing = missing_capabilities(effective);
     if !missing.is_empty() {
-        let list: Vec<_> = missing.iter().map(|(name, _, use_)| format!("{name} {use_}")).collect();
         return Item::amiss(
             name,
             Status::Failure,
-            format!("missing: {}", list.join(", ")),
+            format!("missing: {}", list(&missing)),
             "run as root, or grant them: AmbientCapabilities= of a systemd unit, `--cap-add` of a container, or \
              `setcap cap_bpf,cap_net_admin,cap_perfmon+ep` on the binary",
         );
@@ -207,13 +205,30 @@ fn capabilities() -> Item {
     }
 }
 
+/// The capabilities that a relay needs and this process lacks, and what for; `None` if it lacks none, or that cannot be
+/// told.
+pub(super) fn missing_capabilities() -> Option<String> {
+    let missing = own_missing_capabilities()?;
+    (!missing.is_empty()).then(|| list(&missing))
+}
+
+fn list(missing: &[Capability]) -> String {
+    let list: Vec<_> = missing.iter().map(|(name, _, use_)| format!("{name} {use_}")).collect();
+    list.join(", ")
+}
+
+fn own_missing_capabilities() -> Option<Vec<Capability>> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    effective_capabilities(&status).map(missing_from)
+}
+
 /// The effective set in the text of `/proc/<pid>/status`.
 fn effective_capabilities(status: &str) -> Option<u64> {
     let field = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(field.trim(), 16).ok()
 }
 
-fn missing_capabilities(effective: u64) -> Vec<(&'static str, u32, &'static str)> {
+fn missing_from(effective: u64) -> Vec<Capability> {
     let has = |bit: u32| effective & (1 << bit) != 0;
     let stood_for = |bit: u32| bit > SYS_ADMIN && has(SYS_ADMIN);
     let missing = CAPABILITIES.iter().filter(|(_, bit, _)| !has(*bit) && !stood_for(*bit));
@@ -390,7 +405,7 @@ mod tests {
     #[test]
     fn a_missing_capability_is_named_and_cap_sys_admin_stands_for_those_of_bpf() {
         let names = |effective| {
-            missing_capabilities(effective)
+            missing_from(effective)
                 .iter()
                 .map(|(name, ..)| *name)
                 .collect::<Vec<_>>()

@@ -9,7 +9,10 @@ use aya::{
 use relay_ebpf::layout::{self, Settings, map};
 use zerocopy::IntoBytes as _;
 
-use super::maps::{Maps, MapsError};
+use super::{
+    maps::{Maps, MapsError},
+    preflight,
+};
 
 /// The XDP program, as it was built with this binary.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/relay-xdp"));
@@ -34,6 +37,15 @@ const VERIFIER_LINES: usize = 12;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
+    /// Capabilities are missing, and the kernel was not even asked.
+    #[error(
+        "missing: {missing}: run as root, or grant them, for example with \
+         `setcap cap_bpf,cap_net_admin,cap_perfmon+ep` on the binary"
+    )]
+    Capabilities {
+        /// Which, and what for.
+        missing: String,
+    },
     /// EPERM.
     #[error(
         "loading the XDP program needs the capabilities CAP_BPF and CAP_NET_ADMIN (and CAP_PERFMON): run as root, or \
@@ -90,6 +102,10 @@ impl Loaded {
     /// # Errors
     /// See [`LoadError`]; nothing stays loaded.
     pub fn from_object(object: &[u8], options: &LoadOptions<'_>) -> Result<Self, LoadError> {
+        // What the kernel says to a load without them depends on which one is missing, and is no help.
+        if let Some(missing) = preflight::missing_capabilities() {
+            return Err(LoadError::Capabilities { missing });
+        }
         let settings = &options.settings;
         let mut loader = EbpfLoader::new();
         loader
