@@ -348,15 +348,15 @@ impl<'a> Relay<'a> {
     /// Runs a command of its command line, with its configuration.
     #[track_caller]
     pub fn cli(&self, arguments: &[&str]) -> Ran {
-        self.cli_from(self.namespace, arguments)
+        self.cli_with(&[], arguments)
     }
 
-    /// Runs a command of its command line in another namespace.
+    /// Runs a command of its command line, with a prefix before it (`setpriv …`).
     #[track_caller]
-    pub fn cli_from(&self, namespace: &Namespace, arguments: &[&str]) -> Ran {
-        let line = format!("lumenlink-relay {}", arguments.join(" "));
-        let mut command = self.command(&[], arguments);
-        let output = namespace.run(|| command.output());
+    pub fn cli_with(&self, prefix: &[&str], arguments: &[&str]) -> Ran {
+        let line = format!("{} lumenlink-relay {}", prefix.join(" "), arguments.join(" "));
+        let mut command = self.command(prefix, arguments);
+        let output = self.namespace.run(|| command.output());
         Ran::new(line, &output.expect("the binary can be started"))
     }
 

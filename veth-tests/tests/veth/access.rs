@@ -147,3 +147,41 @@ fn a_full_disk_refuses_new_users_and_harms_no_old_one() {
     relay.stop();
     drop(disk);
 }
+
+#[test]
+fn three_capabilities_are_enough_and_check_knows_it() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let three = ["setpriv", "--bounding-set", "-all,+bpf,+net_admin,+perfmon"];
+    let mut relay = Relay::new(&net.relay);
+    relay.persist();
+    relay.cli_with(&three, &["check"]).succeeded();
+    relay.spawn(&three);
+    relay.wait_until_ready();
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let mut client = Client::new(&net.client, &relay.add_user(1, server.address, &[]));
+    wait_until_resolved(&mut client);
+    relay.cli(&["reload"]).succeeded();
+    relay.crash();
+    relay.spawn(&three);
+    relay.wait_until_ready();
+    client.exchange(b"as before");
+
+    relay.stop();
+    for (missing, name) in [
+        ("bpf", "CAP_BPF"),
+        ("net_admin", "CAP_NET_ADMIN"),
+        ("perfmon", "CAP_PERFMON"),
+    ] {
+        let without = format!("-all,+bpf,+net_admin,+perfmon,-{missing}");
+        let without = ["setpriv", "--bounding-set", &without];
+        let ran = relay.cli_with(&without, &["check"]);
+        assert_eq!(ran.code, 4, "{ran:#?}");
+        assert!(ran.stdout.contains(name), "{ran:#?}");
+        relay.run_to_end(&without).failed(4, &[name]);
+        // The program that went on is still there.
+        client.exchange(b"without a process");
+    }
+}

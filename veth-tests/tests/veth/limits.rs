@@ -315,3 +315,35 @@ fn unsolicited_packets_to_an_egress_port_reach_no_client() {
         }
     }
 }
+
+#[test]
+fn a_packet_without_hops_left_or_too_big_for_the_route_is_dropped() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let (relay, _server, mut client) = served(&net, Family::V4, &[]);
+    client.socket.set_ttl(1).unwrap();
+    let before = relay.counters();
+    client.send(b"one hop left");
+    relay.expect_moved(&before, &[("uplink", "ttl_expired", 1)]);
+    client.socket.set_ttl(2).unwrap();
+    client.exchange(b"two hops left");
+
+    client.socket.set_ttl(64).unwrap();
+    net.relay.ip("route add 192.0.2.3/32 dev eth0 mtu 1000");
+    let before = wait::until("the relay to follow the route", PATIENCE, || {
+        let before = relay.counters();
+        client.send(&[0x5a; 1200]);
+        client
+            .receive_within(Duration::from_millis(50))
+            .is_none()
+            .then_some(before)
+    });
+    relay.expect_moved(&before, &[("uplink", "too_big", 1)]);
+    let most = 1000 - Family::V4.header_bytes();
+    client.exchange(&vec![0x5a; most]);
+    let before = relay.counters();
+    client.send(&vec![0x5a; most + 1]);
+    relay.expect_moved(&before, &[("uplink", "too_big", 1)]);
+}

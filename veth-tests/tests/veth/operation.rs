@@ -35,7 +35,7 @@ fn load(net: &Trio, relay: &Relay<'_>, server: &EchoServer) -> Load {
 #[track_caller]
 fn expect_none_lost(load: Load) {
     let (_client, report) = load.stop();
-    assert!(report.sent > 500, "hardly any load: {report:?}");
+    assert!(report.sent > 200, "hardly any load: {report:?}");
     assert_eq!((&report.lost, &report.spurious), (&vec![], &vec![]), "{report:?}");
 }
 
@@ -229,13 +229,14 @@ fn a_grant_expires_while_no_process_runs() {
 }
 
 #[test]
-fn generic_mode_relays_too() {
+fn generic_mode_relays_too_and_outlives_the_process() {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
     let mut relay = Relay::new(&net.relay);
     relay.set("xdp.mode", "generic");
+    relay.persist();
     relay.start();
     for (id, family) in [(1, Family::V4), (2, Family::V6)] {
         let server = EchoServer::new(&net.server, family, 0);
@@ -247,7 +248,15 @@ fn generic_mode_relays_too() {
         let ping = client.send(b"");
         assert_eq!(client.receive(), ping);
     }
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let load = load(&net, &relay, &server);
+    load.wait_for(100);
+    relay.crash();
+    load.wait_for(100);
+    relay.start();
+    load.wait_for(100);
     assert_eq!(relay.cli(&["status", "--json"]).json()["mode"], "generic");
+    expect_none_lost(load);
 }
 
 #[test]
