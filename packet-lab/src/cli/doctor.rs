@@ -2,17 +2,28 @@
 
 use std::fs;
 
+use aya::util::KernelVersion;
 use nix::sys::utsname::uname;
 use packet_lab::{
     Backend as _, World,
     backend::{host::HostBackend, kernel::KernelBackend, kernel::missing_capabilities},
+    bench::{self, Options},
 };
 use serde::Serialize;
 
 use super::{Ended, Exit, json, line};
 
+/// Since when the kernel has what the programs use: atomic compare-and-swap, 5.12 on x86-64; 5.18 on arm64.
+const OLDEST_KERNEL: KernelVersion = match cfg!(target_arch = "aarch64") {
+    true => KernelVersion::new(5, 18, 0),
+    false => KernelVersion::new(5, 12, 0),
+};
+
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Ends with 0 if all backends run, else with 3.")]
+#[command(
+    after_help = "Loads the programs and runs each once; nothing is attached to any interface. Ends with 0 if all \
+                  backends run and times mean something, else with 3."
+)]
 pub struct Args {
     /// Print JSON
     #[arg(long)]
@@ -33,9 +44,11 @@ pub fn execute(args: &Args) -> Ended {
         kernel(),
         cpus(),
         jit(),
+        statistics(),
         capabilities(),
         host_backend(),
         kernel_backend(),
+        benches(),
     ];
     if args.json {
         json(&findings);
@@ -71,9 +84,18 @@ fn missing(what: &'static str, found: String, fix: &'static str) -> Finding {
 }
 
 fn kernel() -> Finding {
-    match uname() {
-        Ok(name) => ok("kernel", format!("Linux {}", name.release().to_string_lossy())),
-        Err(error) => missing("kernel", error.to_string(), "run it on Linux"),
+    let what = "kernel";
+    let release = match uname() {
+        Ok(name) => format!("Linux {}", name.release().to_string_lossy()),
+        Err(error) => return missing(what, error.to_string(), "run it on Linux"),
+    };
+    match KernelVersion::current() {
+        Ok(version) if version < OLDEST_KERNEL => missing(
+            what,
+            format!("{release}: without atomic compare-and-swap in BPF programs"),
+            "run it on Linux 5.12 or later, on arm64 5.18",
+        ),
+        _ => ok(what, release),
     }
 }
 
@@ -96,6 +118,21 @@ fn jit() -> Finding {
         ),
         Ok(_) => ok(what, "on".to_owned()),
         Err(error) => ok(what, format!("not shown here ({error})")),
+    }
+}
+
+fn statistics() -> Finding {
+    let what = "BPF statistics";
+    match fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled")
+        .as_deref()
+        .map(str::trim)
+    {
+        Ok("1") => missing(
+            what,
+            "on: each run of a program is timed by the kernel, which more than triples what it costs".to_owned(),
+            "sysctl kernel.bpf_stats_enabled=0",
+        ),
+        _ => ok(what, "off, as for measuring they must be".to_owned()),
     }
 }
 
@@ -126,5 +163,19 @@ fn kernel_backend() -> Finding {
             error.to_string(),
             "run as root, on Linux 5.12 or later with CONFIG_BPF_SYSCALL",
         ),
+    }
+}
+
+fn benches() -> Finding {
+    let least = Options {
+        users: 1,
+        payload_bytes: 64,
+        ipv6: false,
+        packets: 1,
+        rounds: 1,
+    };
+    match bench::run(least, &mut |_, _| {}) {
+        Ok(_) => ok("bench", "runs".to_owned()),
+        Err(error) => missing("bench", error.to_string(), "first mend what is missing above"),
     }
 }
