@@ -324,6 +324,10 @@ fn a_hundred_thousand_users_are_imported_and_all_there_after_a_restart() {
     relay.stop();
     relay.start();
     serve_some(&relay);
+    let log = relay.log();
+    let published = log.lines().find(|line| line.contains("users published users=100000"));
+    let published = published.unwrap_or_else(|| panic!("how long did it take to publish them? {log}"));
+    println!("{published}");
 }
 
 #[test]
