@@ -9,13 +9,16 @@ use std::{
     time::Instant,
 };
 
-use nix::errno::Errno;
 use relay_ebpf::{
     host::HostMemory,
     layout::{StateEntry, User, UserEntry},
     platform::Memory as _,
     token,
     wire::{Address, Be16},
+};
+use rustix::{
+    io::Errno,
+    thread::{MembarrierCommand, membarrier},
 };
 
 use super::{
@@ -47,7 +50,7 @@ pub enum PublishError {
     Clock(#[from] ClockError),
     /// Packets in flight cannot be waited out.
     #[error("waiting for packets in flight (membarrier): {0}")]
-    Barrier(Errno),
+    Barrier(#[from] Errno),
 }
 
 /// How slots map to egress addresses and ports, and what a user may not fall below.
@@ -375,11 +378,8 @@ fn zero(state: &StateEntry) {
     }
 }
 
-/// Returns when every packet that was in the program when this was called is through it.
+/// Returns when every packet that was in the program when this was called is through it: the global barrier is
+/// synchronize_rcu() (kernel/sched/membarrier.c), and XDP runs in an RCU section.
 fn wait_for_packets_in_flight() -> Result<(), PublishError> {
-    /// MEMBARRIER_CMD_GLOBAL, which is synchronize_rcu() (kernel/sched/membarrier.c); XDP runs in an RCU section.
-    const GLOBAL: libc::c_int = 1;
-    // SAFETY: the call takes no pointers.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
-    Errno::result(result).map(|_| ()).map_err(PublishError::Barrier)
+    Ok(membarrier(MembarrierCommand::Global)?)
 }
