@@ -1,7 +1,13 @@
 //! With `xdp.persist`, packets are relayed whatever becomes of the process; without, they end with it.
 
-use std::time::Duration;
+use std::{
+    fs,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
 
+use nix::sys::signal::Signal;
 use veth_tests::{
     client::{Client, Grant, PATIENCE},
     echo::EchoServer,
@@ -211,4 +217,90 @@ fn a_grant_that_was_replaced_ends_at_once_and_the_new_one_works() {
 /// Whether any XDP program is on the relay's interface.
 fn has_program(net: &Trio) -> bool {
     net.relay.ip("link show eth0").contains("xdp")
+}
+
+#[test]
+fn a_user_whose_addition_was_confirmed_is_there_after_a_crash_at_any_time() {
+    if !can_run("starting a relay") {
+        return;
+    }
+    let net = Trio::new();
+    let mut relay = Relay::started(&net.relay);
+    let mut next = 0_u64;
+    let mut confirmed = Vec::new();
+    for round in 0..5_usize {
+        let wanted = confirmed.len() + 3 + round;
+        let progress = AtomicUsize::new(confirmed.len());
+        let added = thread::scope(|scope| {
+            let (operator, progress) = (&relay, &progress);
+            let adding = scope.spawn(move || {
+                let mut added = Vec::new();
+                for id in next.. {
+                    let ran = operator.cli(&["user", "add", &id.to_string(), "--to", "192.0.2.3:7"]);
+                    if ran.code != 0 {
+                        return (added, id);
+                    }
+                    added.push(id);
+                    progress.fetch_add(1, Ordering::Relaxed);
+                }
+                unreachable!("the numbers do not end")
+            });
+            wait::until("some users to be added", 2 * PATIENCE, || {
+                (progress.load(Ordering::Relaxed) >= wanted).then_some(())
+            });
+            relay.signal(Signal::SIGKILL);
+            adding.join().unwrap()
+        });
+        relay.wait_for_end();
+        let unconfirmed = added.1;
+        confirmed.extend(added.0);
+        next = unconfirmed + 1;
+        relay.start();
+        let users = relay.cli(&["user", "list", "--json"]).json();
+        let mut ids: Vec<_> = users
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|user| user["id"].as_u64().unwrap())
+            .collect();
+        // The one during whose addition the relay crashed may be there or not; from now on it counts as it is.
+        if ids.contains(&unconfirmed) {
+            confirmed.push(unconfirmed);
+        }
+        ids.sort_unstable();
+        assert_eq!(ids, confirmed);
+    }
+}
+
+#[test]
+fn an_import_during_which_the_relay_crashes_is_there_as_a_whole_or_not_at_all() {
+    if !can_run("starting a relay") {
+        return;
+    }
+    let users = 20_000;
+    let net = Trio::new();
+    let mut relay = Relay::new(&net.relay);
+    relay.set("max_users", users);
+    relay.start();
+    let file = relay.path("users.ndjson");
+    let lines: String = (0..users)
+        .map(|id| format!("{{\"id\": {id}, \"to\": \"192.0.2.3:7\"}}\n"))
+        .collect();
+    fs::write(&file, lines).unwrap();
+    let store = relay.path("state/users.redb");
+    let size = || fs::metadata(&store).unwrap().len();
+    let before = size();
+    let ran = thread::scope(|scope| {
+        let importing = scope.spawn(|| relay.cli(&["user", "import", file.to_str().unwrap()]));
+        wait::until("the store to be written", 2 * PATIENCE, || {
+            (size() != before || importing.is_finished()).then_some(())
+        });
+        relay.signal(Signal::SIGKILL);
+        importing.join().unwrap()
+    });
+    relay.wait_for_end();
+    relay.start();
+    let found = relay.cli(&["status", "--json"]).json()["users"].as_i64().unwrap();
+    let expected: &[i64] = if ran.code == 0 { &[users] } else { &[0, users] };
+    assert!(expected.contains(&found), "{found} users after {ran:#?}");
 }
