@@ -2,6 +2,7 @@
 //! through the relay.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     io::{self, IoSlice, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
@@ -33,6 +34,8 @@ const SOCKET_BYTES: usize = 4 << 20;
 
 /// Time that a socket gets to recover from an error.
 const RECOVERY: Duration = Duration::from_millis(100);
+/// Keepalives whose answers are waited for at the same time; older ones are lost.
+const KEEPALIVES: usize = 8;
 /// A client that was silent for so long takes its packet numbers from the clock again.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -218,6 +221,9 @@ pub struct Proxy {
     relay_address: SocketAddr,
     sealer: Mutex<Sealer>,
     peer: Mutex<Option<SocketAddr>>,
+    keepalive: Option<Duration>,
+    /// Tokens of keepalives that the relay has not reflected yet.
+    pings: Mutex<VecDeque<[u8; TOKEN_BYTES]>>,
     stats: Stats,
 }
 
@@ -272,8 +278,18 @@ impl Proxy {
             relay_address,
             sealer: Mutex::new(Sealer::new(grant)),
             peer: Mutex::new(None),
+            keepalive: None,
+            pings: Mutex::new(VecDeque::with_capacity(KEEPALIVES)),
             stats: Stats::default(),
         })
+    }
+
+    /// Pings the relay whenever so long nothing was sent to it, once a local program has sent something: for NATs on
+    /// the way, which forget who is silent.
+    #[must_use]
+    pub const fn with_keepalive(mut self, every: Duration) -> Self {
+        self.keepalive = Some(every);
+        self
     }
 
     /// Where it listens.
@@ -313,7 +329,13 @@ impl Proxy {
     async fn uplink(&self) -> Infallible {
         let mut batch = Batch::new(TOKEN_BYTES);
         loop {
-            self.receive(&mut batch, &self.local).await;
+            tokio::select! {
+                () = self.receive(&mut batch, &self.local) => {}
+                () = self.silence() => {
+                    self.ping().await;
+                    continue;
+                }
+            }
             if let Some(from) = batch.messages.last().and_then(|message| message.from) {
                 *self.peer() = Some(from);
             }
@@ -324,10 +346,47 @@ impl Proxy {
         }
     }
 
+    /// Waits until it is time for a keepalive.
+    async fn silence(&self) {
+        match self.keepalive {
+            Some(every) if self.peer().is_some() => tokio::time::sleep(every).await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    async fn ping(&self) {
+        let (_, token) = self.sealer().seal(0, Instant::now());
+        {
+            let mut pings = self.pings();
+            if pings.len() == KEEPALIVES {
+                pings.pop_front();
+            }
+            pings.push_back(token);
+        }
+        if let Err(error) = self.relay.send_to(&token, self.relay_address).await {
+            self.stats.failed(&error, TOKEN_BYTES);
+        }
+    }
+
+    /// Whether this datagram is a keepalive come back; forgets it then.
+    fn is_reflected(&self, datagram: &[u8]) -> bool {
+        let mut pings = self.pings();
+        let found = pings.iter().position(|token| token == datagram);
+        found.and_then(|index| pings.remove(index)).is_some()
+    }
+
+    fn pings(&self) -> MutexGuard<'_, VecDeque<[u8; TOKEN_BYTES]>> {
+        self.pings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sealer(&self) -> MutexGuard<'_, Sealer> {
+        self.sealer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Puts a token in front of each payload; those that cannot have one are left out.
     fn seal(&self, batch: &mut Batch) {
         let now = Instant::now();
-        let mut sealer = self.sealer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sealer = self.sealer();
         let Batch { messages, buffers, .. } = batch;
         messages.retain_mut(|message| {
             let Some(payload_len) = u16::try_from(message.len).ok().filter(|len| *len > 0) else {
@@ -355,6 +414,10 @@ impl Proxy {
                 .messages
                 .retain(|message| message.from == Some(self.relay_address));
             add(&self.stats.foreign, (received - batch.messages.len()) as u64);
+            let Batch { messages, buffers, .. } = &mut batch;
+            messages.retain(|message| {
+                message.len != TOKEN_BYTES || !self.is_reflected(&buffers[message.buffer][..TOKEN_BYTES])
+            });
             let peer = *self.peer();
             let Some(peer) = peer else {
                 add(&self.stats.unclaimed, batch.messages.len() as u64);
@@ -772,6 +835,39 @@ mod tests {
         let bound = Proxy::bind("127.0.0.1:0".parse().unwrap(), Some(source), grant).await;
         let error = bound.unwrap_err().to_string();
         assert!(error.contains(says) && error.contains("127.0.0.1:4500"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_silent_program_is_kept_alive_by_pings_whose_answers_it_does_not_see() {
+        let relay = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let any_port = "127.0.0.1:0".parse().unwrap();
+        let proxy = Proxy::bind(any_port, None, grant(relay.local_addr().unwrap())).await;
+        let proxy = proxy.unwrap().with_keepalive(Duration::from_millis(20));
+        let program = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let local = proxy.local_address().unwrap();
+        let talk = async {
+            program.send_to(b"hello", local).await.unwrap();
+            let (hello, client) = receive(&relay).await;
+            assert_eq!(hello[TOKEN_BYTES..], *b"hello");
+            for _ in 0..3 {
+                let (ping, _) = receive(&relay).await;
+                let pn = u64::from_be_bytes(ping[8..16].try_into().unwrap());
+                assert_eq!(ping, token::seal(&[1; 16], None, 3, 0xdead_beef, pn, 0, 7));
+                relay.send_to(&ping, client).await.unwrap();
+            }
+            let payload = [0x5a; TOKEN_BYTES];
+            relay.send_to(&payload, client).await.unwrap();
+            assert_eq!(
+                receive(&program).await.0,
+                payload,
+                "a payload as long as a token is no ping"
+            );
+        };
+        tokio::select! {
+            () = talk => {}
+            never = proxy.run() => match never {},
+        }
+        assert_eq!(proxy.stats().totals().downlink_packets, 1);
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{CliError, output};
+use super::{CliError, options::duration, output};
 use crate::{
     client::{Proxy, ProxyError, Totals},
     grant::Grant,
@@ -32,6 +32,9 @@ pub struct Args {
     /// Send to the relay from this address of the host [default: what the routes say]
     #[arg(long, value_name = "ADDRESS")]
     bind: Option<IpAddr>,
+    /// Ping the relay when so long nothing was sent, so that NATs on the way keep answers coming; 0s for never
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = keepalive)]
+    keepalive: Duration,
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
@@ -39,6 +42,13 @@ pub struct Args {
 
 /// The time of day is looked at so often: it may be set, or go on while this host sleeps.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
+
+fn keepalive(text: &str) -> Result<Duration, String> {
+    match text {
+        "0" | "0s" => Ok(Duration::ZERO),
+        other => duration(other),
+    }
+}
 
 /// The grant that an argument names, if it has not expired.
 pub fn read_grant(argument: &str) -> Result<Grant, CliError> {
@@ -56,7 +66,10 @@ pub async fn execute(args: Args) -> Result<ExitCode, CliError> {
     super::run::init_tracing();
     let grant = read_grant(&args.grant)?;
     let (user, relay, expires_at) = (grant.user, grant.relay, grant.expires_at);
-    let proxy = Proxy::bind(args.listen, args.bind, grant).await?;
+    let mut proxy = Proxy::bind(args.listen, args.bind, grant).await?;
+    if !args.keepalive.is_zero() {
+        proxy = proxy.with_keepalive(args.keepalive);
+    }
     let listen = proxy.local_address().map_err(CliError::other)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(CliError::other)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::other)?;

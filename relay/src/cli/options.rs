@@ -1,6 +1,6 @@
 //! Options that several commands have.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, error::Error};
 
@@ -91,5 +91,26 @@ impl Remote {
         }
         let sources = Sources::of_process(BTreeMap::new(), self.config.clone());
         Ok(Client::new(&Config::admin(&sources)?))
+    }
+}
+
+/// A duration as people write it, at least a millisecond.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok();
+    parsed
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .filter(|duration| *duration >= Duration::from_millis(1))
+        .ok_or_else(|| "write a duration like 1s or 200ms, at least 1ms".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_as_people_do() {
+        assert_eq!(duration("200ms").unwrap(), Duration::from_millis(200));
+        assert_eq!(duration("1s").unwrap(), Duration::from_secs(1));
+        assert!(duration("0s").is_err() && duration("-1s").is_err() && duration("soon").is_err());
     }
 }
