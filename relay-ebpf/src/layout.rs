@@ -242,7 +242,8 @@ pub struct StateEntry {
     /// The newest packet number so far.
     pub newest: AtomicU64,
     /// Guards `client` and `client_hop`: bits 0..32 a sequence number, odd while they are being written; 32..40 the
-    /// listener's index; 40 set while the window is being emptied; 48..64 the [`Control::block_generation`] that the address was checked against.
+    /// listener's index; 40 set while the window is being emptied; 48..64 the [`Control::block_generation`] that the
+    /// address was checked against.
     pub client_guard: AtomicU64,
     /// The client's address, as [`Address::words`].
     pub client: [AtomicU64; 2],
@@ -262,6 +263,38 @@ pub struct StateEntry {
     pub downlink_bytes: AtomicU64,
     /// Zero.
     pub reserved: [AtomicU64; 6],
+}
+
+impl StateEntry {
+    /// Forgets everything, for another user or a renewed grant.
+    pub fn clear<M: Memory>(&self, memory: &M) {
+        let StateEntry {
+            tat_ns,
+            newest,
+            client_guard,
+            client,
+            client_hop,
+            uplink_packets,
+            uplink_bytes,
+            window,
+            downlink_packets,
+            downlink_bytes,
+            reserved,
+        } = self;
+        let single = [
+            tat_ns,
+            newest,
+            client_guard,
+            client_hop,
+            uplink_packets,
+            uplink_bytes,
+            downlink_packets,
+            downlink_bytes,
+        ];
+        for word in single.into_iter().chain(client).chain(window).chain(reserved) {
+            memory.store(word, 0);
+        }
+    }
 }
 
 /// Where a next hop is reached (a plain value).

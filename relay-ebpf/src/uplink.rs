@@ -52,18 +52,19 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     let travelled: [u64; 3] = frame.read(packet.payload_offset()).ok_or(Reason::Truncated)?;
     let token = open(travelled, listener);
 
-    // Everything that the packet will need is on its way before the tag is computed: the misses overlap it.
     let slot = token.slot();
     if slot >= settings.max_users {
         return Err(Reason::UnknownSession);
     }
     let entry = platform.user(slot).ok_or(Reason::UnknownSession)?;
     let state = platform.state(slot).ok_or(Reason::UnknownSession)?;
-    platform.touch(&state.tat_ns);
-    platform.touch(admission::window_word(state, token.pn()));
     if !entry.has_handle(platform, token.salt()) {
         return Err(Reason::UnknownSession);
     }
+    // What the packet will need is on its way before the tag is computed: the misses overlap it. The processor guesses
+    // that the handle is right and does not wait for it either, until a flood of wrong ones teaches it otherwise.
+    platform.touch(&state.tat_ns);
+    platform.touch(admission::window_word(state, token.pn()));
     let user = entry.load(platform, token.salt());
     if !token.is_authentic(user.key, token::context(payload, settings.relay_id)) {
         return Err(Reason::BadToken);

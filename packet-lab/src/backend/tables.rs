@@ -118,7 +118,7 @@ pub(super) fn publish<T: Tables>(tables: &T, world: &World, user: &User) -> Resu
         egress_port: Be16::new(world.first_egress_port + (user.slot % ports) as u16),
     };
     entry.write_fields(&HostMemory, &fields);
-    zero(state);
+    state.clear(&HostMemory);
     entry.publish(&HostMemory, user.salt);
     Ok(())
 }
@@ -178,40 +178,6 @@ pub(super) fn renew_block_generation(control: &Control, is_empty: bool, last: &m
     *last = (*last % u16::MAX) + 1;
     let generation = if is_empty { 0 } else { u64::from(*last) };
     control.block_generation.store(generation, Ordering::Release);
-}
-
-fn zero(state: &StateEntry) {
-    let StateEntry {
-        tat_ns,
-        newest,
-        client_guard,
-        client,
-        client_hop,
-        uplink_packets,
-        uplink_bytes,
-        window,
-        downlink_packets,
-        downlink_bytes,
-        reserved,
-    } = state;
-    let words = [
-        tat_ns,
-        newest,
-        client_guard,
-        client_hop,
-        uplink_packets,
-        uplink_bytes,
-        downlink_packets,
-    ];
-    for word in words
-        .into_iter()
-        .chain([downlink_bytes])
-        .chain(client)
-        .chain(window)
-        .chain(reserved)
-    {
-        word.store(0, Ordering::Release);
-    }
 }
 
 /// What is kept of a user.

@@ -12,7 +12,6 @@ use std::{
 use relay_ebpf::{
     host::HostMemory,
     layout::{StateEntry, User, UserEntry},
-    platform::Memory as _,
     token,
     wire::{Address, Be16},
 };
@@ -345,37 +344,8 @@ impl Publisher {
 
 fn write(entry: &UserEntry, state: &StateEntry, fields: &User) {
     entry.write_fields(&HostMemory, fields);
-    zero(state);
+    state.clear(&HostMemory);
     entry.publish(&HostMemory, fields.salt);
-}
-
-fn zero(state: &StateEntry) {
-    let StateEntry {
-        tat_ns,
-        newest,
-        client_guard,
-        client,
-        client_hop,
-        uplink_packets,
-        uplink_bytes,
-        window,
-        downlink_packets,
-        downlink_bytes,
-        reserved,
-    } = state;
-    let single = [
-        tat_ns,
-        newest,
-        client_guard,
-        client_hop,
-        uplink_packets,
-        uplink_bytes,
-        downlink_packets,
-        downlink_bytes,
-    ];
-    for word in single.into_iter().chain(client).chain(window).chain(reserved) {
-        HostMemory.store(word, 0);
-    }
 }
 
 /// Returns when every packet that was in the program when this was called is through it: the global barrier is

@@ -140,7 +140,7 @@ impl NewUser {
     }
 }
 
-/// The time so far from `now`, as a person writes it: `1h`, `90s`, `7d`, `1h 30m`; on the next full second.
+/// The time so far from `now`, as a person writes it: `1h`, `90s`, `7d`, `1h 30m`; to the millisecond.
 ///
 /// # Errors
 /// A sentence for that person.
@@ -152,7 +152,7 @@ pub fn expiry(text: &str, now: Timestamp) -> Result<Timestamp, String> {
         .checked_add(span)
         .and_then(|at| {
             at.timestamp()
-                .round(TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil))
+                .round(TimestampRound::new().smallest(Unit::Millisecond).mode(RoundMode::Ceil))
         })
         .map_err(|_| expected())?;
     if at <= now { Err(expected()) } else { Ok(at) }
