@@ -8,6 +8,7 @@ use std::{
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use lumenlink_relay::config::{Config, XdpMode};
@@ -44,6 +45,15 @@ pub fn command(line: &str) {
         "`{line}`: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// Waits until something is so, for five seconds at most.
+pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited 5 s for {what}, in vain");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// A namespace, removed when dropped.
