@@ -142,7 +142,7 @@ fn the_doctor_finds_nothing_amiss_where_these_tests_run_in_the_kernel() {
 }
 
 #[test]
-fn a_bench_passes_against_itself_and_fails_against_a_base_that_was_better() {
+fn a_bench_passes_against_a_base_that_was_worse_and_fails_against_one_that_was_better() {
     if !may_load_programs() {
         return;
     }
@@ -150,7 +150,12 @@ fn a_bench_passes_against_itself_and_fails_against_a_base_that_was_better() {
     let base = dir.path().join("base.json");
     let measured = run(packet_lab().args(SMALL));
     assert_ended(&measured, 0);
-    fs::write(&base, &measured.stdout).unwrap();
+    // So few packets are measured badly: the bases are far from anything that they could show.
+    let mut slow = json(&measured);
+    for row in slow["rows"].as_array_mut().unwrap() {
+        row["ratio"] = 1e9.into();
+    }
+    fs::write(&base, slow.to_string()).unwrap();
     let compare = |base: &Path, limit: &str| {
         let output = packet_lab()
             .args(SMALL)
@@ -160,12 +165,12 @@ fn a_bench_passes_against_itself_and_fails_against_a_base_that_was_better() {
             .output();
         output.expect("the binary was built with this test")
     };
-    assert_ended(&compare(&base, "100000%"), 0);
+    assert_ended(&compare(&base, "10%"), 0);
 
-    let mut better = json(&measured);
-    better["rows"][1]["ratio"] = 1e-9.into();
+    let mut better = slow;
+    better["rows"][1]["ratio"] = (-1e9).into();
     fs::write(&base, better.to_string()).unwrap();
-    let output = compare(&base, "100000%");
+    let output = compare(&base, "10%");
     assert_ended(&output, 1);
     let message = text(&output.stderr);
     assert!(
@@ -175,7 +180,7 @@ fn a_bench_passes_against_itself_and_fails_against_a_base_that_was_better() {
 
     better["users"] = 99.into();
     fs::write(&base, better.to_string()).unwrap();
-    let output = compare(&base, "100000%");
+    let output = compare(&base, "10%");
     assert_ended(&output, 2);
     assert!(
         text(&output.stderr).contains("--users 99, this with 100"),
