@@ -52,6 +52,8 @@ const fn fold(sum: u64) -> u16 {
 mod tests {
     extern crate std;
 
+    use std::vec::Vec;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -85,6 +87,47 @@ mod tests {
             prop_assume!(!wrong % 0xffff != !right % 0xffff);
             let change = Change::default().without(word).with(new);
             prop_assert_ne!(change.apply(wrong) % 0xffff, change.apply(right) % 0xffff);
+        }
+    }
+
+    /// RFC 1624, equation 3, in 128 bits and by division: no folding to get wrong.
+    fn adjusted(checksum: u16, old: &[u32], new: &[u32]) -> u16 {
+        let words = |words: &[u32]| {
+            words
+                .iter()
+                .flat_map(|word| [word >> 16, word & 0xffff])
+                .collect::<Vec<u32>>()
+        };
+        let sum = u128::from(!checksum)
+            + words(old).iter().map(|word| u128::from(0xffff - word)).sum::<u128>()
+            + words(new).iter().map(|&word| u128::from(word)).sum::<u128>();
+        // A sum of ones' complement is never 0 unless all its terms are.
+        let sum = if sum == 0 { 0 } else { (sum - 1) % 0xffff + 1 };
+        !(sum as u16)
+    }
+
+    #[test]
+    fn every_checksum_comes_out_right_whatever_carries() {
+        let edges = [
+            0,
+            1,
+            0xffff,
+            0x1_0000,
+            0xfffe_ffff,
+            0xffff_0001,
+            0xffff_fffe,
+            0xffff_ffff,
+        ];
+        for checksum in 0..=u16::MAX {
+            for (old, new) in edges.iter().flat_map(|old| edges.map(|new| ([*old; 3], [new; 5]))) {
+                let change = old.iter().fold(Change::default(), |change, &word| change.without(word));
+                let change = new.iter().fold(change, |change, &word| change.with(word));
+                assert_eq!(
+                    change.apply(checksum),
+                    adjusted(checksum, &old, &new),
+                    "{checksum:#x} {old:x?} {new:x?}"
+                );
+            }
         }
     }
 }
