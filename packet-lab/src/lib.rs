@@ -16,6 +16,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod capture;
 pub mod craft;
 pub mod inspect;
 pub mod lab;
