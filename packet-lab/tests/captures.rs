@@ -1,0 +1,4 @@
+//! Captures that real tools wrote, and captures that are not what they should be: read, shown, replayed and recorded.
+
+#[path = "captures/reading.rs"]
+mod reading;
