@@ -21,6 +21,8 @@ pub mod craft;
 pub mod inspect;
 pub mod lab;
 pub mod observe;
+pub mod pass;
+pub mod veth;
 pub mod world;
 
 pub use backend::Backend;

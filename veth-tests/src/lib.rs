@@ -14,7 +14,6 @@ pub mod http;
 pub mod load;
 pub mod namespace;
 pub mod net;
-pub mod pass;
 pub mod raw;
 pub mod relay;
 pub mod wait;

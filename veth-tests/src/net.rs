@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use crate::{namespace::Namespace, pass::PassProgram, wait};
+use packet_lab::pass::PassProgram;
+
+use crate::{namespace::Namespace, wait};
 
 /// A switch, and links to it.
 #[derive(Debug)]

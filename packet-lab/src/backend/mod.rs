@@ -4,6 +4,7 @@
 pub mod host;
 pub mod kernel;
 mod tables;
+pub mod veth;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, ops::RangeInclusive};
 
@@ -13,6 +14,7 @@ use relay_ebpf::verdict::{Direction, Reason, Verdict};
 
 use crate::{
     inspect,
+    veth::VethError,
     world::{NextHop, User},
 };
 
@@ -40,6 +42,9 @@ pub enum BackendError {
     /// The program returned something that is no verdict of the relay.
     #[error("the program returned {0}, which is none of XDP_PASS, XDP_DROP and XDP_TX")]
     Action(u32),
+    /// The wire cannot be made or used.
+    #[error(transparent)]
+    Veth(#[from] VethError),
     /// A user or destination that the world does not have room for.
     #[error("{0}")]
     World(String),

@@ -11,6 +11,7 @@ use packet_lab::{
     backend::{
         host::HostBackend,
         kernel::{KernelBackend, missing_capabilities},
+        veth::VethBackend,
     },
     craft::{Grant, UdpFrame},
     inspect::UdpFrameView,
@@ -208,6 +209,8 @@ pub fn lab(world: World) -> Lab {
     let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(host)];
     if let Some(kernel) = kernel(&world) {
         backends.push(Box::new(kernel));
+        let veth = VethBackend::new(&world).unwrap_or_else(|error| panic!("root should have this: {error}"));
+        backends.push(Box::new(veth));
     }
     Lab::new(world, backends)
 }

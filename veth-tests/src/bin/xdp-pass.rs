@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use veth_tests::pass::PassProgram;
+use packet_lab::pass::PassProgram;
 
 fn main() -> ExitCode {
     let interfaces: Vec<String> = std::env::args().skip(1).collect();

@@ -10,13 +10,13 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use packet_lab::pass::PassProgram;
 use redb::{Database, TableDefinition};
 use veth_tests::{
     client::{Client, is_refused},
     echo::EchoServer,
     namespace::{Namespace, can_run},
     net::{Family, Trio},
-    pass::PassProgram,
     relay::Relay,
     wait,
 };

@@ -1,0 +1,74 @@
+//! The real XDP program, attached to an interface in native mode, on the lab's clock: frames come over a wire, and what
+//! comes out of the interfaces is what is observed.
+
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use super::{Backend, BackendError, Counters, Processed, UserState, kernel::KernelBackend};
+use crate::{
+    veth::Wire,
+    world::{NextHop, User, World},
+};
+
+/// The XDP program with its maps, and the wire that it is attached to.
+pub struct VethBackend {
+    wire: Wire,
+    relay: KernelBackend,
+}
+
+impl VethBackend {
+    /// Loads the program embedded in the relay, fills its maps, and attaches it.
+    ///
+    /// # Errors
+    /// If the kernel refuses, the process may not make network namespaces, or the world is larger than a relay.
+    pub fn new(world: &World) -> Result<Self, BackendError> {
+        let mut relay = KernelBackend::new(world)?;
+        let wire = Wire::new(relay.loaded().program()?)?;
+        Ok(Self { wire, relay })
+    }
+}
+
+impl Backend for VethBackend {
+    fn name(&self) -> &'static str {
+        "veth"
+    }
+
+    fn takes(&self, frame: &[u8]) -> bool {
+        Wire::takes(frame)
+    }
+
+    /// As every program's on a wire, a dropped frame's bytes afterwards are nobody's: they are those that went in.
+    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError> {
+        self.relay.set_clock(now_ns);
+        let passage = self.wire.exchange(frame)?;
+        Ok(Processed {
+            verdict: passage.verdict,
+            frame: passage.frame,
+        })
+    }
+
+    fn counters(&self) -> Result<Counters, BackendError> {
+        self.relay.counters()
+    }
+
+    fn user(&self, slot: u32) -> UserState {
+        self.relay.user(slot)
+    }
+
+    fn publish(&mut self, user: &User) -> Result<(), BackendError> {
+        self.relay.publish(user)
+    }
+
+    fn remove(&mut self, slot: u32) {
+        self.relay.remove(slot);
+    }
+
+    fn set_next_hop(&mut self, to: SocketAddr, next_hop: Option<NextHop>) -> Result<(), BackendError> {
+        self.relay.set_next_hop(to, next_hop)
+    }
+
+    fn set_blocklist(&mut self, prefixes: &[IpNet]) -> Result<(), BackendError> {
+        self.relay.set_blocklist(prefixes)
+    }
+}
