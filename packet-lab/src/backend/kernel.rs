@@ -33,7 +33,8 @@ const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 
 const CAP_NET_ADMIN: u32 = 12;
-const CAP_SYS_ADMIN: u32 = 21;
+pub(super) const CAP_NET_RAW: u32 = 13;
+pub(super) const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
@@ -111,6 +112,15 @@ pub fn run_once(program: &Xdp, frame: &[u8]) -> Result<Processed, BackendError> 
 /// The capabilities that this process lacks for loading and running XDP programs, by name; none if it has all.
 #[must_use]
 pub fn missing_capabilities() -> Vec<&'static str> {
+    missing(&[
+        ("CAP_BPF", CAP_BPF),
+        ("CAP_NET_ADMIN", CAP_NET_ADMIN),
+        ("CAP_PERFMON", CAP_PERFMON),
+    ])
+}
+
+/// Those of `needed`, names and numbers, that this process lacks.
+pub(super) fn missing(needed: &[(&'static str, u32)]) -> Vec<&'static str> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status
         .lines()
@@ -119,15 +129,11 @@ pub fn missing_capabilities() -> Vec<&'static str> {
         .unwrap_or(0);
     let has = |capability: u32| effective >> capability & 1 == 1;
     // CAP_SYS_ADMIN stands for both that were split from it in Linux 5.8.
-    let needed = [
-        ("CAP_BPF", has(CAP_BPF) || has(CAP_SYS_ADMIN)),
-        ("CAP_NET_ADMIN", has(CAP_NET_ADMIN)),
-        ("CAP_PERFMON", has(CAP_PERFMON) || has(CAP_SYS_ADMIN)),
-    ];
+    let stands_in = |capability| matches!(capability, CAP_BPF | CAP_PERFMON) && has(CAP_SYS_ADMIN);
     needed
-        .into_iter()
-        .filter(|(_, present)| !present)
-        .map(|(name, _)| name)
+        .iter()
+        .filter(|(_, capability)| !has(*capability) && !stands_in(*capability))
+        .map(|(name, _)| *name)
         .collect()
 }
 

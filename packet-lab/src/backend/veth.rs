@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
-use super::{Backend, BackendError, Counters, Processed, UserState, kernel::KernelBackend};
+use super::{
+    Backend, BackendError, Counters, Processed, UserState,
+    kernel::{self, CAP_NET_RAW, CAP_SYS_ADMIN, KernelBackend},
+};
 use crate::{
     veth::Wire,
     world::{NextHop, User, World},
@@ -27,6 +30,17 @@ impl VethBackend {
         let wire = Wire::new(relay.loaded().program()?)?;
         Ok(Self { wire, relay })
     }
+}
+
+/// The capabilities that this process lacks for this backend, by name; none if it has all.
+#[must_use]
+pub fn missing_capabilities() -> Vec<&'static str> {
+    let mut missing = kernel::missing_capabilities();
+    missing.extend(kernel::missing(&[
+        ("CAP_NET_RAW", CAP_NET_RAW),
+        ("CAP_SYS_ADMIN", CAP_SYS_ADMIN),
+    ]));
+    missing
 }
 
 impl Backend for VethBackend {

@@ -18,7 +18,7 @@ use nix::{
 
 /// More than any frame of an interface that runs XDP.
 const RECEIVE_BYTES: usize = 16_384;
-/// Bytes of `struct tpacket_auxdata` (linux/if_packet.h): three words, four half-words.
+/// Bytes of `struct tpacket_auxdata` of `linux/if_packet.h`: three words, four half-words.
 const AUXDATA_BYTES: usize = 20;
 /// Where a VLAN tag is in a frame: after the two MAC addresses.
 const TAG_OFFSET: usize = 12;

@@ -11,7 +11,7 @@ use packet_lab::{
     backend::{
         host::HostBackend,
         kernel::{KernelBackend, missing_capabilities},
-        veth::VethBackend,
+        veth::{self, VethBackend},
     },
     craft::{Grant, UdpFrame},
     inspect::UdpFrameView,
@@ -209,7 +209,8 @@ pub fn lab(world: World) -> Lab {
     let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(host)];
     if let Some(kernel) = kernel(&world) {
         backends.push(Box::new(kernel));
-        let veth = VethBackend::new(&world).unwrap_or_else(|error| panic!("root should have this: {error}"));
+    }
+    if let Some(veth) = veth(&world) {
         backends.push(Box::new(veth));
     }
     Lab::new(world, backends)
@@ -221,9 +222,19 @@ pub fn kernel(world: &World) -> Option<KernelBackend> {
         .then(|| KernelBackend::new(world).unwrap_or_else(|error| panic!("the kernel should run this: {error}")))
 }
 
+/// The kernel's program on a wire, where this process may make one; with the capabilities, a kernel that cannot is a
+/// failure.
+fn veth(world: &World) -> Option<VethBackend> {
+    has_all("on a veth pair", &veth::missing_capabilities())
+        .then(|| VethBackend::new(world).unwrap_or_else(|error| panic!("the kernel should run this: {error}")))
+}
+
 /// Whether this process may load programs; if not, says that this test is skipped in the kernel, and why.
 pub fn has_capabilities() -> bool {
-    let missing = missing_capabilities();
+    has_all("in the kernel", &missing_capabilities())
+}
+
+fn has_all(place: &str, missing: &[&str]) -> bool {
     if missing.is_empty() {
         return true;
     }
@@ -233,7 +244,7 @@ pub fn has_capabilities() -> bool {
     // Past the capture of test output: a skip is to be seen.
     let _ = writeln!(
         std::io::stderr(),
-        "skipped: {name} in the kernel, for want of {missing}; run as root"
+        "skipped: {name} {place}, for want of {missing}; run as root"
     );
     false
 }
