@@ -22,6 +22,7 @@ pub mod inspect;
 pub mod lab;
 pub mod observe;
 pub mod pass;
+pub mod simulate;
 pub mod veth;
 pub mod world;
 

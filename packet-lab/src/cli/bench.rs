@@ -48,7 +48,8 @@ pub struct Args {
     json: bool,
 }
 
-fn percent(text: &str) -> Result<f64, String> {
+/// A percentage, with or without its sign.
+pub(super) fn percent(text: &str) -> Result<f64, String> {
     let number = text.trim_end_matches('%').trim().parse::<f64>().ok();
     number
         .filter(|percent| percent.is_finite() && *percent >= 0.0)

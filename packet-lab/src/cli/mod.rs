@@ -2,6 +2,7 @@
 
 mod bench;
 mod doctor;
+mod simulate;
 
 use std::{
     io::{self, Write as _},
@@ -45,6 +46,8 @@ enum Command {
     Bench(bench::Args),
     /// Say what this environment can run, and what to do where it cannot
     Doctor(doctor::Args),
+    /// Send many users' packets through the relay over virtual time, under attack, and judge every one
+    Simulate(simulate::Args),
     /// Print a shell's completions
     Completions {
         /// The shell
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Bench(args) => bench::execute(&args),
         Command::Doctor(args) => doctor::execute(&args),
+        Command::Simulate(args) => simulate::execute(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "packet-lab", &mut io::stdout());
             Ok(Exit::Pass)

@@ -1,0 +1,194 @@
+//! `simulate`: many users over virtual time.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use packet_lab::{
+    World,
+    backend::{BackendError, host::HostBackend, kernel::missing_capabilities},
+    simulate::{Class, Profile, Progress, Report, SimulateError, Subject, number, run},
+};
+
+use super::{Ended, Exit, json, line};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Every packet is judged: no packet number is relayed twice, nobody gets more than their rate \
+                  and burst in any window of time, the downlink goes to where the newest authentic packet came from, \
+                  nothing is relayed for a grant that ended, and users under attack get exactly what they get when \
+                  nobody attacks. The same seed and options give the same run, packet by packet, on every backend and \
+                  machine.\n\nUsers: steady, bursty, roaming, rebinding, jittery, greedy, expiring, renewed, removed, \
+                  blocked, stranded.\nAttacks: random_tokens, forged_tags, replayed_packets, unsolicited, \
+                  blocklisted_sources, malformed.\n\nExamples:\n  \
+                  packet-lab simulate\n  \
+                  packet-lab simulate --users 10000 --seconds 20 --seed 7 --report simulation.html\n  \
+                  packet-lab simulate --backend host --loss 5% --reorder 20% --duplicate 2%\n  \
+                  packet-lab simulate --mix steady=9,roaming=1 --attack forged_tags=200000\n  \
+                  packet-lab simulate --attack none --json\n  \
+                  packet-lab simulate --print-profile > lossy.toml; packet-lab simulate --profile lossy.toml"
+)]
+pub struct Args {
+    /// What packets go through; without the capabilities for the kernel, the host
+    #[arg(long, value_name = "BACKEND")]
+    backend: Option<Kind>,
+    /// A profile in TOML, as --print-profile prints; options given besides win
+    #[arg(long, value_name = "FILE.toml")]
+    profile: Option<PathBuf>,
+    /// Users, of all classes together [default: 2000]
+    #[arg(long, value_name = "N")]
+    users: Option<u32>,
+    /// Virtual seconds [default: 5]
+    #[arg(long, value_name = "S")]
+    seconds: Option<f64>,
+    /// What all chance comes from [default: 1]
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+    /// Packets a second of an ordinary user [default: 30]
+    #[arg(long, value_name = "N")]
+    pps: Option<u32>,
+    /// How many packets the path loses [default: 1%]
+    #[arg(long, value_name = "PERCENT", value_parser = super::bench::percent)]
+    loss: Option<f64>,
+    /// How many packets are overtaken by later ones [default: 2%]
+    #[arg(long, value_name = "PERCENT", value_parser = super::bench::percent)]
+    reorder: Option<f64>,
+    /// How many packets arrive twice [default: 0.5%]
+    #[arg(long, value_name = "PERCENT", value_parser = super::bench::percent)]
+    duplicate: Option<f64>,
+    /// Classes of users, in proportion to each other
+    #[arg(long, value_name = "CLASS=SHARE,…", value_parser = classes)]
+    mix: Option<Classes>,
+    /// Attacks, in packets a second; `none` for none
+    #[arg(long, value_name = "ATTACK=PPS,…", value_parser = classes)]
+    attack: Option<Classes>,
+    /// Print the profile that these options make, and run nothing
+    #[arg(long)]
+    print_profile: bool,
+    /// Print JSON
+    #[arg(long, conflicts_with = "print_profile")]
+    json: bool,
+}
+
+/// The backends that can be simulated through.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    Kernel,
+    Host,
+}
+
+/// Classes and a number for each.
+#[derive(Clone, Debug)]
+struct Classes(BTreeMap<Class, u32>);
+
+fn classes(text: &str) -> Result<Classes, String> {
+    if text == "none" {
+        return Ok(Classes(BTreeMap::new()));
+    }
+    let one = |part: &str| -> Result<(Class, u32), String> {
+        let (name, count) = part
+            .split_once('=')
+            .ok_or_else(|| format!("`{part}` has no number: write {part}=100"))?;
+        let class = name.trim().parse::<Class>().map_err(|error| error.to_string())?;
+        let count = count.trim().parse();
+        let count = count.map_err(|_| format!("`{part}`: write a whole number after the ="))?;
+        Ok((class, count))
+    };
+    text.split(',').map(one).collect::<Result<_, _>>().map(Classes)
+}
+
+impl Args {
+    fn profile(&self) -> Result<Profile, SimulateError> {
+        let mut profile = match &self.profile {
+            Some(path) => Profile::load(path)?,
+            None => Profile::default(),
+        };
+        set(&mut profile.users, self.users);
+        set(&mut profile.seconds, self.seconds);
+        set(&mut profile.seed, self.seed);
+        set(&mut profile.pps, self.pps);
+        set(&mut profile.path.loss_percent, self.loss);
+        set(&mut profile.path.reorder_percent, self.reorder);
+        set(&mut profile.path.duplicate_percent, self.duplicate);
+        set(&mut profile.mix, self.mix.clone().map(|classes| classes.0));
+        set(&mut profile.attack, self.attack.clone().map(|classes| classes.0));
+        profile.check()?;
+        Ok(profile)
+    }
+}
+
+fn set<T>(value: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *value = given;
+    }
+}
+
+pub fn execute(args: &Args) -> Ended {
+    let profile = args.profile().map_err(|error| (exit(&error), error.into()))?;
+    if args.print_profile {
+        let text = toml::to_string(&profile).map_err(|error| (Exit::Failure, error.into()))?;
+        line(text.trim_end());
+        return Ok(Exit::Pass);
+    }
+    let kind = backend(args.backend)?;
+    let report = simulate(&profile, kind).map_err(|error| (exit(&error), error.into()))?;
+    if args.json {
+        json(&report);
+    } else {
+        line(&describe(&report));
+    }
+    for violation in &report.violations {
+        eprintln!("violation: {violation}");
+    }
+    let untold = report.violation_count - report.violations.len() as u64;
+    if untold > 0 {
+        eprintln!("and {} more", number(untold));
+    }
+    Ok(if report.passed() { Exit::Pass } else { Exit::Failure })
+}
+
+/// The backend asked for, or the best that runs here.
+fn backend(asked: Option<Kind>) -> Result<Kind, (Exit, anyhow::Error)> {
+    let missing = missing_capabilities().join(" and ");
+    match asked {
+        Some(Kind::Kernel) if !missing.is_empty() => Err((
+            Exit::Environment,
+            anyhow::anyhow!("the kernel backend needs {missing}: run as root, or with --backend host"),
+        )),
+        Some(kind) => Ok(kind),
+        None if missing.is_empty() => Ok(Kind::Kernel),
+        None => {
+            eprintln!("note: without {missing}, this runs through the host backend; as root, through the kernel");
+            Ok(Kind::Host)
+        }
+    }
+}
+
+fn simulate(profile: &Profile, kind: Kind) -> Result<Report, SimulateError> {
+    let mut make = |world: &World| -> Result<Subject, BackendError> {
+        match kind {
+            Kind::Kernel => Subject::kernel(world),
+            Kind::Host => Subject::new(Box::new(HostBackend::new(world)?)),
+        }
+    };
+    let bar = ProgressBar::new(0)
+        .with_style(ProgressStyle::with_template("{bar:40} {msg}, {elapsed}").unwrap_or(ProgressStyle::default_bar()));
+    let report = run(profile, &mut make, &mut |progress: Progress| {
+        bar.set_length(progress.all_ms);
+        bar.set_position(progress.done_ms);
+        bar.set_message(format!("{} packets", number(progress.packets)));
+    });
+    bar.finish_and_clear();
+    report
+}
+
+fn exit(error: &SimulateError) -> Exit {
+    match error {
+        SimulateError::Profile(_) => Exit::Usage,
+        _ => Exit::Environment,
+    }
+}
+
+fn describe(report: &Report) -> String {
+    format!("{}\nbackend: {}", report.table().trim_end(), report.backend)
+}
