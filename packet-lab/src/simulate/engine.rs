@@ -52,7 +52,7 @@ enum Event {
     Remove(u32),
     /// The next hop of a destination is lost, or found again.
     NextHop { is_v4: bool, known: bool },
-    /// The operator adds to the blocklist: every address is checked anew.
+    /// The operator sets the blocklist: every client's address is checked anew.
     Block,
 }
 
@@ -477,7 +477,7 @@ impl<'a> Run<'a> {
     fn check_counters(&mut self, now_ns: u64) -> Result<(), BackendError> {
         let counters = self.subject.counters()?;
         let differences = moved(&self.counted, &counters);
-        for ((direction, reason), _) in &differences {
+        for (direction, reason) in differences.keys() {
             let of = |counters: &Counters| counters.get(&(*direction, *reason)).copied().unwrap_or_default();
             let direction = Direction::ALL.into_iter().find(|known| *known as u8 == *direction);
             let what = format!(

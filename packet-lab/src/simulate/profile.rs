@@ -1,6 +1,6 @@
 //! What a run is made of: how many, how long, what the path does to packets, who attacks.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{collections::BTreeMap, fs, io, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -253,28 +253,32 @@ impl Profile {
             .map(|(class, share)| (*class, u64::from(*share)))
             .collect();
         let whole: u64 = named.iter().map(|(_, share)| share).sum();
+        // One of each first, or the smallest shares would be left with nobody.
+        let shared = self.users.saturating_sub(named.len() as u32);
         let mut left = self.users;
         let mut classes = Vec::with_capacity(named.len());
-        // The smallest shares first: they are the ones that rounding would leave with nobody.
-        let mut order = named.clone();
-        order.sort_by_key(|&(class, share)| (share, class));
-        for (nth, (class, share)) in order.iter().enumerate() {
-            let fair = (u64::from(self.users) * share / whole).max(1) as u32;
-            let last = nth + 1 == order.len();
-            let count = if last { left } else { fair.min(left) };
+        for (class, share) in &named {
+            let fair = u64::from(shared) * share / whole + 1;
+            let count = left.min(fair as u32);
             left -= count;
             classes.push((*class, count));
         }
-        classes.sort_unstable();
+        // What rounding left over.
+        classes[0].1 += left;
         classes
     }
 
     pub(super) fn end_ns(&self) -> u64 {
-        (self.seconds * 1e9).round() as u64
+        Duration::from_secs_f64(self.seconds).as_nanos() as u64
     }
 }
 
-fn require(fits: bool, key: &str, value: impl ToString, allowed: impl FnOnce() -> String) -> Result<(), ProfileError> {
+fn require(
+    fits: bool,
+    key: &str,
+    value: impl std::fmt::Display,
+    allowed: impl FnOnce() -> String,
+) -> Result<(), ProfileError> {
     if fits {
         return Ok(());
     }
@@ -300,8 +304,9 @@ pub(super) struct PathModel {
 
 impl From<&PathProfile> for PathModel {
     fn from(path: &PathProfile) -> Self {
+        #[expect(clippy::cast_sign_loss, reason = "a profile that was checked has nothing below zero")]
         let ppm = |percent: f64| (percent * 1e4).round() as Ppm;
-        let ns = |ms: f64| (ms * 1e6).round() as u64;
+        let ns = |ms: f64| Duration::from_secs_f64(ms / 1e3).as_nanos() as u64;
         Self {
             delay_ns: ns(path.delay_ms),
             jitter_ns: ns(path.jitter_ms),
