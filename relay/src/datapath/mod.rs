@@ -13,6 +13,7 @@ pub mod next_hops;
 pub mod preflight;
 pub mod program;
 pub mod publish;
+pub mod verifier;
 
 use std::{
     collections::HashSet,

@@ -11,7 +11,7 @@ use zerocopy::IntoBytes as _;
 
 use super::{
     maps::{Maps, MapsError},
-    preflight,
+    preflight, verifier,
 };
 
 /// The XDP program, as it was built with this binary.
@@ -29,9 +29,6 @@ pub const PINNED_MAPS: [&str; 9] = [
     map::EVENTS,
     map::LAYOUT,
 ];
-
-/// Lines of the verifier's log that an error shows: its end, where it says what it refused.
-const VERIFIER_LINES: usize = 12;
 
 /// Why the program could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -165,7 +162,7 @@ fn explain_program(error: ProgramError) -> LoadError {
                 return LoadError::Permission;
             }
             LoadError::Refused {
-                summary: format!("{io_error}\n{}", last_lines(&log)),
+                summary: verifier::explain(&io_error, &log),
             }
         }
         other if is_permission(&other) => LoadError::Permission,
@@ -173,22 +170,6 @@ fn explain_program(error: ProgramError) -> LoadError {
             summary: other.to_string(),
         },
     }
-}
-
-/// The end of the verifier's log, without its bookkeeping.
-fn last_lines(log: &str) -> String {
-    let noise = [
-        "mark_precise",
-        "verification time",
-        "stack depth",
-        "processed ",
-        "func#",
-    ];
-    let lines: Vec<&str> = log
-        .lines()
-        .filter(|line| !line.trim().is_empty() && !noise.iter().any(|start| line.starts_with(start)))
-        .collect();
-    lines[lines.len().saturating_sub(VERIFIER_LINES)..].join("\n")
 }
 
 /// Whether the cause of an error, however deep, is EPERM.
@@ -203,18 +184,4 @@ fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
         cause = error.source();
     }
     false
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_a_long_verifier_log_the_end_is_shown_without_bookkeeping() {
-        let mut log: String = (0..4000).map(|line| format!("{line}: (bf) r1 = r2\n")).collect();
-        log.push_str("mark_precise: frame0: regs=r1\nR1 offset is outside of the packet\nprocessed 87 insns\n");
-        let shown = last_lines(&log);
-        assert_eq!(shown.lines().count(), VERIFIER_LINES);
-        assert!(shown.ends_with("R1 offset is outside of the packet"), "{shown}");
-    }
 }
