@@ -20,6 +20,7 @@ pub mod capture;
 pub mod craft;
 pub mod inspect;
 pub mod lab;
+pub mod object;
 pub mod observe;
 pub mod pass;
 pub mod simulate;
@@ -28,5 +29,5 @@ pub mod world;
 
 pub use backend::Backend;
 pub use lab::Lab;
-pub use observe::Observation;
+pub use observe::{Observation, Verdict};
 pub use world::World;

@@ -1,13 +1,86 @@
 //! What a frame did, in a form to compare and to keep: small, sorted, the same on every run.
 
-use std::fmt::{self, Display};
+use std::{
+    fmt::{self, Display},
+    str::FromStr,
+};
 
-use relay_ebpf::verdict::{Direction, Reason, Verdict};
+use relay_ebpf::verdict::{self, Direction, Reason};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::{Counters, Traffic, UserState, counter},
     inspect,
 };
+
+/// What an XDP program tells the kernel to do with a frame.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Verdict {
+    /// Discard it, and tell of a fault of the program's.
+    Aborted,
+    /// Discard it.
+    Drop,
+    /// Give it to the host's network stack.
+    Pass,
+    /// Send it out of the interface that it came in by.
+    Tx,
+    /// Send it out of another interface, or give it to another CPU or a socket.
+    Redirect,
+}
+
+impl Verdict {
+    /// All, in the order of the kernel's numbers for them (`enum xdp_action` in `linux/bpf.h`).
+    pub const ALL: [Self; 5] = [Self::Aborted, Self::Drop, Self::Pass, Self::Tx, Self::Redirect];
+
+    /// The name: `ABORTED`, `DROP`, `PASS`, `TX` or `REDIRECT`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Aborted => "ABORTED",
+            Self::Drop => "DROP",
+            Self::Pass => "PASS",
+            Self::Tx => "TX",
+            Self::Redirect => "REDIRECT",
+        }
+    }
+
+    /// The verdict that a program means by a number; `None` if it is no XDP action.
+    #[must_use]
+    pub fn from_action(number: u32) -> Option<Self> {
+        Self::ALL.get(number as usize).copied()
+    }
+}
+
+impl Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is none of a verdict.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("`{0}` is no verdict: use one of ABORTED, DROP, PASS, TX, REDIRECT")]
+pub struct UnknownVerdict(pub String);
+
+impl FromStr for Verdict {
+    type Err = UnknownVerdict;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let known = Self::ALL.into_iter().find(|verdict| verdict.name() == name);
+        known.ok_or_else(|| UnknownVerdict(name.to_owned()))
+    }
+}
+
+impl From<verdict::Verdict> for Verdict {
+    fn from(relays: verdict::Verdict) -> Self {
+        match relays {
+            verdict::Verdict::Pass => Self::Pass,
+            verdict::Verdict::Drop => Self::Drop,
+            verdict::Verdict::Tx => Self::Tx,
+        }
+    }
+}
 
 /// Everything that one frame did.
 #[derive(Clone, Debug, Eq, PartialEq)]

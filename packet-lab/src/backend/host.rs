@@ -78,7 +78,7 @@ impl Backend for HostBackend {
         moved.packets += 1;
         moved.bytes += frame.len() as u64;
         Ok(Processed {
-            verdict: outcome.reason.verdict(self.world.drop_unmatched),
+            verdict: outcome.reason.verdict(self.world.drop_unmatched).into(),
             frame: host_frame.0,
         })
     }

@@ -13,24 +13,24 @@ use lumenlink_relay::datapath::{
     maps::Maps,
     program::{LoadOptions, Loaded},
 };
-use relay_ebpf::{
-    layout::{Control, DestinationEntry, StateEntry, UserEntry},
-    verdict::Verdict,
-};
+use relay_ebpf::layout::{Control, DestinationEntry, StateEntry, UserEntry};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{
     Backend, BackendError, Counters, Processed, Traffic, UserState, counter,
     tables::{self, Tables},
 };
-use crate::world::{NextHop, User, World};
+use crate::{
+    observe::Verdict,
+    world::{NextHop, User, World},
+};
 
 /// Frames that a test run takes: at least an Ethernet header (else EINVAL), at most what one page holds beside the
 /// head and tail room (more makes a frame of several buffers, which the program is not loaded for).
-const FRAME_BYTES: RangeInclusive<usize> = 14..=3_500;
+pub(super) const FRAME_BYTES: RangeInclusive<usize> = 14..=3_500;
 
-const XDP_DROP: u32 = 1;
-const XDP_PASS: u32 = 2;
-const XDP_TX: u32 = 3;
+/// How much longer a program may make a frame: what the kernel leaves in front of one and behind it.
+const ROOM_BYTES: usize = 1024;
 
 const CAP_NET_ADMIN: u32 = 12;
 pub(super) const CAP_NET_RAW: u32 = 13;
@@ -83,16 +83,23 @@ impl KernelBackend {
     }
 }
 
-/// Gives one frame to a program.
+/// Gives one frame to a program, as if it came in by the loopback interface.
 ///
 /// # Errors
-/// If the kernel cannot run it, or it returns what is no verdict of the relay.
+/// If the kernel cannot run it, or it returns what is no XDP action.
 pub fn run_once(program: &Xdp, frame: &[u8]) -> Result<Processed, BackendError> {
-    let mut output = vec![0; frame.len() + 256];
+    let mut output = vec![0; frame.len() + ROOM_BYTES];
+    let context = Context {
+        data_end: frame.len() as u32,
+        ..Context::default()
+    };
+    let mut context_after = Context::default();
     let result = program
         .test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut output),
+            ctx_in: Some(context.as_bytes()),
+            ctx_out: Some(context_after.as_mut_bytes()),
             ..TestRunOptions::default()
         })
         .map_err(|source| BackendError::Run {
@@ -100,13 +107,22 @@ pub fn run_once(program: &Xdp, frame: &[u8]) -> Result<Processed, BackendError> 
             source,
         })?;
     output.truncate(result.data_size_out as usize);
-    let verdict = match result.return_value {
-        XDP_DROP => Verdict::Drop,
-        XDP_PASS => Verdict::Pass,
-        XDP_TX => Verdict::Tx,
-        other => return Err(BackendError::Action(other)),
-    };
+    // What a program writes in front of the frame for programs after it is no part of the frame.
+    output.drain(..(context_after.data as usize).min(output.len()));
+    let verdict = Verdict::from_action(result.return_value).ok_or(BackendError::Action(result.return_value))?;
     Ok(Processed { verdict, frame: output })
+}
+
+/// `struct xdp_md` of `linux/bpf.h`: what a test run says of a frame besides its bytes, as offsets.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+struct Context {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
 }
 
 /// The capabilities that this process lacks for loading and running XDP programs, by name; none if it has all.

@@ -1,6 +1,7 @@
 //! What runs a scenario. Every backend takes the same world, frames and times, and tells the same of them; whatever
 //! differs between two is a fault of one.
 
+pub mod foreign;
 pub mod host;
 pub mod kernel;
 mod tables;
@@ -10,10 +11,12 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, ops::RangeInclusive};
 
 use ipnet::IpNet;
 use lumenlink_relay::datapath::{clock::ClockError, maps::MapsError, program::LoadError};
-use relay_ebpf::verdict::{Direction, Reason, Verdict};
+use relay_ebpf::verdict::{Direction, Reason};
 
 use crate::{
     inspect,
+    object::ObjectError,
+    observe::Verdict,
     veth::VethError,
     world::{NextHop, User},
 };
@@ -39,12 +42,18 @@ pub enum BackendError {
         /// What the kernel said.
         source: aya::programs::ProgramError,
     },
-    /// The program returned something that is no verdict of the relay.
-    #[error("the program returned {0}, which is none of XDP_PASS, XDP_DROP and XDP_TX")]
+    /// The program returned something that is no XDP action.
+    #[error("the program returned {0}, which is no XDP action: they are 0 (ABORTED) to 4 (REDIRECT)")]
     Action(u32),
     /// The wire cannot be made or used.
     #[error(transparent)]
     Veth(#[from] VethError),
+    /// A program cannot be loaded from its object file.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// Something that only the relay has.
+    #[error("a foreign program has not {0}: only the relay has")]
+    Foreign(&'static str),
     /// A user or destination that the world does not have room for.
     #[error("{0}")]
     World(String),

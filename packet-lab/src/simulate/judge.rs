@@ -5,7 +5,8 @@
 
 use std::net::SocketAddr;
 
-use relay_ebpf::verdict::{Direction, Reason, Verdict};
+use crate::Verdict;
+use relay_ebpf::verdict::{Direction, Reason};
 
 use super::{
     numbers::Numbers,

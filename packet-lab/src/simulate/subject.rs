@@ -3,10 +3,11 @@
 use aya::maps::{MapData, RingBuf};
 use relay_ebpf::{
     layout::DropEvent,
-    verdict::{Direction, Reason, Verdict},
+    verdict::{Direction, Reason},
 };
 
 use crate::{
+    Verdict,
     backend::{Backend, BackendError, Counters, Processed, Traffic, counter, kernel::KernelBackend},
     inspect::UdpFrameView,
     lab::moved,

@@ -28,10 +28,9 @@ use nix::{
 };
 
 use self::socket::PacketSocket;
-use relay_ebpf::verdict::Verdict;
-
 use crate::{
     inspect,
+    observe::Verdict,
     pass::{PassError, PassProgram},
 };
 

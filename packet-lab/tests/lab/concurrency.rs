@@ -11,12 +11,13 @@ use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
+use packet_lab::Verdict;
 use packet_lab::{
     Backend as _,
     backend::{Counters, Traffic, counter, kernel::run_once},
     craft::{Grant, UdpFrame},
 };
-use relay_ebpf::verdict::{Direction, Reason, Verdict};
+use relay_ebpf::verdict::{Direction, Reason};
 use rstest::rstest;
 
 use crate::scene::{
@@ -84,7 +85,7 @@ fn one_cpu(program: &Xdp, grant: Grant, packets: u64, cpu: usize, barrier: &Barr
             match run_once(program, &frame).unwrap().verdict {
                 Verdict::Tx => accepted.push(pn),
                 Verdict::Drop => {}
-                Verdict::Pass => panic!("packet {pn} was passed"),
+                other => panic!("packet {pn}: {other}"),
             }
         }
     }

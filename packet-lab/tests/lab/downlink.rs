@@ -1,7 +1,8 @@
 //! Packets for egress ports.
 
+use packet_lab::Verdict;
 use packet_lab::{craft::UdpFrame, world::address};
-use relay_ebpf::verdict::{Direction, Reason, Verdict};
+use relay_ebpf::verdict::{Direction, Reason};
 use rstest::rstest;
 
 use crate::scene::{

@@ -1,7 +1,8 @@
 //! Packets of every length: right ones are relayed whole, hostile ones never sent.
 
+use packet_lab::Verdict;
 use packet_lab::craft::UdpFrame;
-use relay_ebpf::verdict::{Direction, Reason, Verdict};
+use relay_ebpf::verdict::{Direction, Reason};
 use rstest::rstest;
 
 use crate::scene::{

@@ -3,13 +3,13 @@
 
 use std::cell::RefCell;
 
+use packet_lab::Verdict;
 use packet_lab::{
     Observation,
     craft::{Checksum, TOKEN_BYTES, UdpFrame, flip_bit},
     inspect::UdpFrameView,
 };
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
-use relay_ebpf::verdict::Verdict;
 
 use crate::scene::{
     Family::{self, V4, V6},
@@ -65,6 +65,7 @@ fn check(scene: &mut Scene, frame: &[u8]) -> Observation {
         Verdict::Tx => assert!(allowed, "sent without a right token or a right answer:\n{observed}"),
         Verdict::Pass => assert_eq!(observed.output, frame, "passed, but changed"),
         Verdict::Drop => {}
+        other @ (Verdict::Aborted | Verdict::Redirect) => panic!("the relay never returns {other}:\n{observed}"),
     }
     assert!(
         observed.reason().is_some(),

@@ -1,11 +1,12 @@
 //! Every reason once, with everything that the packet did: verdict, output, map entries, counters.
 
+use packet_lab::Verdict;
 use packet_lab::{
     Observation,
     craft::UdpFrame,
     world::{User, address},
 };
-use relay_ebpf::verdict::{Direction, Reason, Verdict};
+use relay_ebpf::verdict::{Direction, Reason};
 use rstest::rstest;
 
 use crate::scene::{

@@ -1,9 +1,10 @@
 //! What the program tells the control process besides counters: sampled drops and the latency histogram.
 
+use packet_lab::Verdict;
 use packet_lab::{Backend as _, craft::UdpFrame};
 use relay_ebpf::{
     layout::{DropEvent, EVENT_BYTES},
-    verdict::{Direction, Reason, Verdict},
+    verdict::{Direction, Reason},
 };
 
 use crate::scene::{Family::V4, SLOT, START_NS, Tokens::Plain, client, kernel, listener, world};

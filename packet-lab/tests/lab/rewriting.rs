@@ -1,11 +1,12 @@
 //! What is rewritten and what is kept: checksums, hop limits, sizes, options.
 
+use packet_lab::Verdict;
 use packet_lab::{
     craft::{Checksum, UdpFrame},
     inspect::{IpHeader, Sum, UdpFrameView},
     world::NextHop,
 };
-use relay_ebpf::verdict::{Direction, Reason, Verdict};
+use relay_ebpf::verdict::{Direction, Reason};
 use rstest::rstest;
 
 use crate::scene::{

@@ -1,7 +1,8 @@
 //! Where a user's client is: where its newest packet came from.
 
+use packet_lab::Verdict;
 use packet_lab::{backend::Client, craft::UdpFrame, world::address};
-use relay_ebpf::verdict::{Direction, Reason, Verdict};
+use relay_ebpf::verdict::{Direction, Reason};
 use rstest::rstest;
 
 use crate::scene::{

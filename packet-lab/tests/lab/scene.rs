@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use packet_lab::Verdict;
 use packet_lab::{
     Backend, Lab, Observation, World,
     backend::{
@@ -17,7 +18,7 @@ use packet_lab::{
     inspect::UdpFrameView,
     world::{Destination, NextHop, User, address},
 };
-use relay_ebpf::verdict::{Direction, Reason, Verdict};
+use relay_ebpf::verdict::{Direction, Reason};
 
 /// When cases begin, on the lab's clock.
 pub const START_NS: u64 = 1_000_000_000;

@@ -1,13 +1,13 @@
 //! Tokens: the protocol's vectors, and every way to get one wrong.
 
 use packet_lab::{
-    World,
+    Verdict, World,
     craft::{Grant, TOKEN_BYTES, UdpFrame, flip_bit},
     world::{Destination, User, address},
 };
 use relay_ebpf::{
     token,
-    verdict::{Direction, Reason, Verdict},
+    verdict::{Direction, Reason},
 };
 use rstest::rstest;
 

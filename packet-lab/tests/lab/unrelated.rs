@@ -6,8 +6,9 @@ use etherparse::{
     ArpEthIpv4Packet, ArpOperation, EtherType, Icmpv4Type, Icmpv6Type, IpHeaders, Ipv6Extensions, Ipv6Header,
     Ipv6RawExtHeader, PacketBuilder, UdpHeader, VlanId,
 };
+use packet_lab::Verdict;
 use packet_lab::craft::{UdpFrame, without_udp};
-use relay_ebpf::verdict::{Direction, Reason, Verdict};
+use relay_ebpf::verdict::{Direction, Reason};
 use rstest::rstest;
 
 use crate::scene::{
