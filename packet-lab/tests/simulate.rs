@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use packet_lab::Verdict;
 use packet_lab::{
     Backend, World,
     backend::{
@@ -18,7 +19,7 @@ use packet_lab::{
     simulate::{Class, Invariant, Profile, Report, Subject, run},
     world::{NextHop, User},
 };
-use relay_ebpf::verdict::{Direction, Reason, Verdict};
+use relay_ebpf::verdict::{Direction, Reason};
 use rstest::rstest;
 
 /// Some seconds of a few hundred users, all classes among them, and all attacks.

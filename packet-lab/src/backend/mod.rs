@@ -52,7 +52,7 @@ pub enum BackendError {
     #[error(transparent)]
     Object(#[from] ObjectError),
     /// Something that only the relay has.
-    #[error("a foreign program has not {0}: only the relay has")]
+    #[error("a foreign program has no {0}: only the relay has")]
     Foreign(&'static str),
     /// A user or destination that the world does not have room for.
     #[error("{0}")]
