@@ -1,6 +1,8 @@
 //! Reading frames with pnet's packet views, which share no code with the relay or with what made the frames, and
 //! checking their checksums anew.
 
+mod outline;
+
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
@@ -14,6 +16,8 @@ use pnet_packet::{
     ipv6::Ipv6Packet,
     udp::{self, UdpPacket},
 };
+
+pub use outline::{Outline, Part};
 
 /// Why a frame is not one whole UDP packet.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]

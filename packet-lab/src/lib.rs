@@ -25,6 +25,7 @@ pub mod observe;
 pub mod pass;
 pub mod simulate;
 pub mod veth;
+pub mod replay;
 pub mod world;
 
 pub use backend::Backend;

@@ -6,10 +6,11 @@ use ipnet::IpNet;
 use relay_ebpf::{
     host::{Host, HostFrame},
     layout::{Control, DestinationEntry, PrefixKey, StateEntry, UserEntry},
+    verdict::{Direction, Reason},
 };
 
 use super::{
-    Backend, BackendError, Counters, Processed, UserState, counter,
+    Backend, BackendError, Counters, Processed, Traffic, UserState, counter,
     tables::{self, Tables},
 };
 use crate::world::{NextHop, User, World};
@@ -85,6 +86,11 @@ impl Backend for HostBackend {
 
     fn counters(&self) -> Result<Counters, BackendError> {
         Ok(self.counters.clone())
+    }
+
+    fn counter(&self, direction: Direction, reason: Reason) -> Result<Traffic, BackendError> {
+        let counter = self.counters.get(&counter(direction, reason));
+        Ok(counter.copied().unwrap_or_default())
     }
 
     fn user(&self, slot: u32) -> UserState {

@@ -13,7 +13,10 @@ use lumenlink_relay::datapath::{
     maps::Maps,
     program::{LoadOptions, Loaded},
 };
-use relay_ebpf::layout::{Control, DestinationEntry, StateEntry, UserEntry};
+use relay_ebpf::{
+    layout::{Control, DestinationEntry, StateEntry, UserEntry},
+    verdict::{Direction, Reason},
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{
@@ -193,6 +196,12 @@ impl Backend for KernelBackend {
             (counter(found.direction, found.reason), Traffic { packets, bytes })
         });
         Ok(traffic.collect())
+    }
+
+    fn counter(&self, direction: Direction, reason: Reason) -> Result<Traffic, BackendError> {
+        let found = self.loaded.maps.counter(direction, reason)?;
+        let (packets, bytes) = (found.packets, found.bytes);
+        Ok(Traffic { packets, bytes })
     }
 
     fn user(&self, slot: u32) -> UserState {

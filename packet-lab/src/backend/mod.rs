@@ -153,6 +153,15 @@ pub trait Backend {
     /// If they cannot be read.
     fn counters(&self) -> Result<Counters, BackendError>;
 
+    /// One of the counters.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn counter(&self, direction: Direction, reason: Reason) -> Result<Traffic, BackendError> {
+        let all = self.counters()?;
+        Ok(all.get(&counter(direction, reason)).copied().unwrap_or_default())
+    }
+
     /// What is kept of the user in `slot`, which exists.
     fn user(&self, slot: u32) -> UserState;
 

@@ -4,4 +4,4 @@ mod frame;
 mod token;
 
 pub use frame::{Checksum, Fragment, UdpFrame, flip_bit, without_udp};
-pub use token::{Grant, TOKEN_BYTES};
+pub use token::{Grant, Handle, TOKEN_BYTES};

@@ -28,6 +28,36 @@ pub struct Grant {
     pub relay_id: u32,
 }
 
+/// What a token says in the clear, once header protection is off.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Handle {
+    /// Index of the user's entry.
+    pub slot: u32,
+    /// The random part of the handle.
+    pub salt: u32,
+    /// The packet number.
+    pub pn: u64,
+}
+
+impl Handle {
+    /// Reads the beginning of a UDP payload; `None` if it is too short for a token. Without the right header key it
+    /// is noise.
+    #[must_use]
+    pub fn of(sealed: &[u8], header_key: Option<&[u8; 16]>) -> Option<Self> {
+        let mut token: [u8; TOKEN_BYTES] = *sealed.first_chunk()?;
+        if let Some(key) = header_key {
+            protect(&mut token, key);
+        }
+        let [slot, salt, pn_high, pn_low] =
+            [0, 4, 8, 12].map(|at| u32::from_be_bytes([token[at], token[at + 1], token[at + 2], token[at + 3]]));
+        Some(Self {
+            slot,
+            salt,
+            pn: u64::from(pn_high) << 32 | u64::from(pn_low),
+        })
+    }
+}
+
 impl Grant {
     /// The token for packet number `pn` with `payload_len` bytes after it.
     #[must_use]
@@ -44,6 +74,21 @@ impl Grant {
         hasher.write(&message);
         let mut token = message;
         token[16..].copy_from_slice(&hasher.finish().to_le_bytes());
+        if let Some(key) = &self.header_key {
+            protect(&mut token, key);
+        }
+        token
+    }
+
+    /// The token with one bit of its tag wrong; the handle is right, under header protection too.
+    #[must_use]
+    pub fn wrong_token(&self, pn: u64, payload_len: u16) -> [u8; TOKEN_BYTES] {
+        let bare = Self {
+            header_key: None,
+            ..*self
+        };
+        let mut token = bare.token(pn, payload_len);
+        token[TOKEN_BYTES - 1] ^= 1;
         if let Some(key) = &self.header_key {
             protect(&mut token, key);
         }

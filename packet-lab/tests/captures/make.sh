@@ -38,7 +38,7 @@ PYTHON
 
 # capture FILE COMMAND…: runs COMMAND in the relay's namespace while there is traffic.
 capture() {
-    file=$1; shift
+    file=$1; shift; : >"$work/log"
     ip netns exec $relay "$@" 2>"$work/log" & pid=$!
     until grep -qiE 'listening on|Capturing on' "$work/log"; do sleep 0.05; done
     sleep 0.3; traffic; sleep 0.5; kill -INT $pid; wait $pid || true

@@ -150,20 +150,28 @@ impl Maps {
         let mut counters = Vec::with_capacity(Direction::ALL.len() * Reason::ALL.len());
         for direction in Direction::ALL {
             for reason in Reason::ALL {
-                let values = self
-                    .counters
-                    .get(&reason.counter(direction), 0)
-                    .map_err(reading(map::COUNTERS))?;
-                let sum = |i: usize| values.iter().map(|value| value[i]).sum();
-                counters.push(Counter {
-                    direction,
-                    reason,
-                    packets: sum(0),
-                    bytes: sum(1),
-                });
+                counters.push(self.counter(direction, reason)?);
             }
         }
         Ok(counters)
+    }
+
+    /// One counter, summed over CPUs.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn counter(&self, direction: Direction, reason: Reason) -> Result<Counter, MapsError> {
+        let values = self
+            .counters
+            .get(&reason.counter(direction), 0)
+            .map_err(reading(map::COUNTERS))?;
+        let sum = |i: usize| values.iter().map(|value| value[i]).sum();
+        Ok(Counter {
+            direction,
+            reason,
+            packets: sum(0),
+            bytes: sum(1),
+        })
     }
 
     /// The latency histogram, summed over CPUs.
