@@ -23,9 +23,9 @@ pub mod lab;
 pub mod object;
 pub mod observe;
 pub mod pass;
+pub mod replay;
 pub mod simulate;
 pub mod veth;
-pub mod replay;
 pub mod world;
 
 pub use backend::Backend;

@@ -75,12 +75,12 @@ impl Packet {
 #[non_exhaustive]
 pub enum CaptureError {
     /// It cannot be opened.
-    #[error("opening {}: {source}", path.display())]
+    #[error("opening {}: {error}", path.display())]
     Open {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// It is a directory.
     #[error("{} is a directory; name a pcap or pcapng file", .0.display())]
@@ -141,22 +141,22 @@ pub enum CaptureError {
         number: u16,
     },
     /// Reading failed.
-    #[error("reading {} at byte {offset}: {source}", path.display())]
+    #[error("reading {} at byte {offset}: {error}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// How far reading came.
         offset: u64,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// It cannot be written.
-    #[error("writing {}: {source}", path.display())]
+    #[error("writing {}: {error}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
 }
 

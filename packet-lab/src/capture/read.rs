@@ -109,9 +109,9 @@ impl Capture {
         if path == Path::new("-") {
             return Self::read("standard input", Box::new(io::stdin()));
         }
-        let failed = |source| CaptureError::Open {
+        let failed = |error| CaptureError::Open {
             path: path.to_owned(),
-            source,
+            error,
         };
         let file = File::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
@@ -221,10 +221,10 @@ impl Source {
         let read = self.reader.by_ref().take(wanted).read_to_end(&mut self.record);
         match read {
             Ok(_) => Ok(self.record.len()),
-            Err(source) => Err(CaptureError::Read {
+            Err(error) => Err(CaptureError::Read {
                 path: self.path.clone(),
                 offset: self.end(),
-                source,
+                error,
             }),
         }
     }

@@ -36,9 +36,9 @@ impl Writer {
         let path = path.as_ref();
         match File::create(path) {
             Ok(file) => Self::new(path, Box::new(file)),
-            Err(source) => Err(CaptureError::Write {
+            Err(error) => Err(CaptureError::Write {
                 path: path.to_owned(),
-                source,
+                error,
             }),
         }
     }
@@ -98,7 +98,7 @@ impl Writer {
     /// # Errors
     /// If it cannot be written.
     pub fn finish(mut self) -> Result<(), CaptureError> {
-        self.out.flush().map_err(|source| self.failed(source))
+        self.out.flush().map_err(|error| self.failed(error))
     }
 
     /// The number in the file of the interface that packets call `interface`, described there first if it is new.
@@ -135,13 +135,13 @@ impl Writer {
             Ok(bytes) => self.out.write_all(bytes),
             Err(error) => Err(io::Error::other(format!("{error:?}"))),
         };
-        written.map_err(|source| self.failed(source))
+        written.map_err(|error| self.failed(error))
     }
 
-    fn failed(&self, source: io::Error) -> CaptureError {
+    fn failed(&self, error: io::Error) -> CaptureError {
         CaptureError::Write {
             path: self.path.clone(),
-            source,
+            error,
         }
     }
 }

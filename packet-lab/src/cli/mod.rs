@@ -2,6 +2,9 @@
 
 mod bench;
 mod doctor;
+mod progress;
+mod relay;
+mod replay;
 mod simulate;
 
 use std::{
@@ -46,6 +49,8 @@ enum Command {
     Bench(bench::Args),
     /// Say what this environment can run, and what to do where it cannot
     Doctor(doctor::Args),
+    /// Send what a capture has for the relay through it, and say what became of it
+    Replay(replay::Args),
     /// Send many users' packets through the relay over virtual time, under attack, and judge every one
     Simulate(simulate::Args),
     /// Print a shell's completions
@@ -72,6 +77,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Bench(args) => bench::execute(&args),
         Command::Doctor(args) => doctor::execute(&args),
+        Command::Replay(args) => replay::execute(&args),
         Command::Simulate(args) => simulate::execute(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "packet-lab", &mut io::stdout());

@@ -40,22 +40,22 @@ pub enum CastError {
     )]
     NoListener,
     /// Grants cannot be read.
-    #[error("reading {}: {source}", path.display())]
+    #[error("reading {}: {error}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// A line is no grant.
-    #[error("{}:{line}: {source}", path.display())]
+    #[error("{}:{line}: {error}", path.display())]
     NoGrant {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
         /// Why.
-        source: grant::GrantError,
+        error: grant::GrantError,
     },
     /// The grants cannot be of one relay.
     #[error("{0}")]
@@ -95,16 +95,16 @@ pub struct Cast {
 /// # Errors
 /// If the file cannot be read, or a line is no grant.
 pub fn read_grants(path: &Path) -> Result<Vec<grant::Grant>, CastError> {
-    let text = fs::read_to_string(path).map_err(|source| CastError::Unreadable {
+    let text = fs::read_to_string(path).map_err(|error| CastError::Unreadable {
         path: path.to_owned(),
-        source,
+        error,
     })?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let parse = |(number, line): (usize, &str)| {
-        grant::Grant::parse(line.trim()).map_err(|source| CastError::NoGrant {
+        grant::Grant::parse(line.trim()).map_err(|error| CastError::NoGrant {
             path: path.to_owned(),
             line: number + 1,
-            source,
+            error,
         })
     };
     lines.map(parse).collect()
@@ -250,12 +250,11 @@ impl Known {
             .take(MOST_USERS)
             .filter_map(|client| {
                 let same_family = shown.iter().rposition(|(_, to)| to.is_ipv4() == client.is_ipv4());
-                let (slot, to) = match same_family {
-                    Some(place) => shown.remove(place),
-                    None => {
-                        made_up += 1;
-                        (free.next()?, self.destination_for(client.is_ipv4()))
-                    }
+                let (slot, to) = if let Some(place) = same_family {
+                    shown.remove(place)
+                } else {
+                    made_up += 1;
+                    (free.next()?, self.destination_for(client.is_ipv4()))
                 };
                 Some(self.user(slot, made_up_salt(slot), made_up_key(slot), to))
             })

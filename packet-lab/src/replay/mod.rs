@@ -6,6 +6,11 @@
 //!
 //! Time is the lab's clock: packets have the distances of the capture, or those that were asked for, and nobody sleeps.
 
+#![expect(
+    clippy::cast_precision_loss,
+    reason = "packets and bits are far below 2^52, and rates are for people"
+)]
+
 pub mod cast;
 mod resign;
 pub mod select;
@@ -267,10 +272,9 @@ fn wait_until(then: Instant) {
         if left.is_zero() {
             return;
         }
-        if left > SHORTEST_SLEEP {
-            std::thread::sleep(left - SHORTEST_SLEEP);
-        } else {
-            std::hint::spin_loop();
+        match left.checked_sub(SHORTEST_SLEEP) {
+            Some(sleep) if !sleep.is_zero() => std::thread::sleep(sleep),
+            _ => std::hint::spin_loop(),
         }
     }
 }
@@ -319,8 +323,8 @@ impl Clock {
                 let first_at_ns = *self.first_at_ns.get_or_insert(packet.at_ns);
                 self.base_ns.saturating_add(packet.at_ns.saturating_sub(first_at_ns))
             }
-            Timing::PacketsPerSecond(pps) => START_NS + (self.packets as f64 * 1e9 / pps) as u64,
-            Timing::MegabitsPerSecond(mbps) => START_NS + (self.bits * 1e3 / mbps) as u64,
+            Timing::PacketsPerSecond(pps) => after(self.packets as f64 / pps),
+            Timing::MegabitsPerSecond(mbps) => after(self.bits / (mbps * 1e6)),
             Timing::TopSpeed => START_NS,
         };
         self.packets += 1;
@@ -328,6 +332,12 @@ impl Clock {
         self.now_ns = self.now_ns.max(then_ns);
         self.now_ns
     }
+}
+
+/// So many seconds after the first packet, on the lab's clock.
+fn after(seconds: f64) -> u64 {
+    let since_start = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    START_NS.saturating_add(u64::try_from(since_start.as_nanos()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -81,6 +81,7 @@ pub struct Summary {
     pub ended_by: Option<CaptureError>,
 }
 
+#[expect(clippy::ref_option, reason = "serde gives it so")]
 fn as_text<S: serde::Serializer>(error: &Option<CaptureError>, serializer: S) -> Result<S::Ok, S::Error> {
     error.as_ref().map(ToString::to_string).serialize(serializer)
 }
