@@ -6,7 +6,11 @@ use aya::util::KernelVersion;
 use nix::sys::utsname::uname;
 use packet_lab::{
     Backend as _, World,
-    backend::{host::HostBackend, kernel::KernelBackend, kernel::missing_capabilities},
+    backend::{
+        host::HostBackend,
+        kernel::{KernelBackend, missing_capabilities},
+        veth::{self, VethBackend},
+    },
     bench::{self, Options},
 };
 use serde::Serialize;
@@ -21,7 +25,8 @@ const OLDEST_KERNEL: KernelVersion = match cfg!(target_arch = "aarch64") {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Loads the programs and runs each once; nothing is attached to any interface. Ends with 0 if all \
+    after_help = "Loads the programs and runs each once; nothing is attached to any interface \
+                  but of a namespace of its own. Ends with 0 if all \
                   backends run and times mean something, else with 3."
 )]
 pub struct Args {
@@ -48,6 +53,7 @@ pub fn execute(args: &Args) -> Ended {
         capabilities(),
         host_backend(),
         kernel_backend(),
+        veth_backend(),
         benches(),
     ];
     if args.json {
@@ -162,6 +168,26 @@ fn kernel_backend() -> Finding {
             "kernel backend",
             error.to_string(),
             "run as root, on Linux 5.12 or later with CONFIG_BPF_SYSCALL",
+        ),
+    }
+}
+
+fn veth_backend() -> Finding {
+    let what = "veth backend";
+    let missing_here = veth::missing_capabilities();
+    if !missing_here.is_empty() {
+        return missing(what, format!("without {}", missing_here.join(", ")), "run as root");
+    }
+    let frame = [0; 64];
+    match VethBackend::new(&World::new()).and_then(|mut veth| veth.process(1, &frame)) {
+        Ok(_) => ok(
+            what,
+            "runs (native XDP on a veth pair, in a network namespace of its own)".to_owned(),
+        ),
+        Err(error) => missing(
+            what,
+            error.to_string(),
+            "run as root, not in a container that withholds namespaces, on a kernel with CONFIG_VETH and CONFIG_PACKET",
         ),
     }
 }

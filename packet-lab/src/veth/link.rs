@@ -10,7 +10,7 @@ use super::{FRAME_BYTES, HEADER_BYTES, VethError, socket::PacketSocket, socket_e
 use crate::pass::PassProgram;
 
 /// The end that frames are sent from.
-const SENDING_END: &str = "sender";
+pub(super) const SENDING_END: &str = "sender";
 /// The end with the program.
 pub(super) const PROGRAM_END: &str = "program";
 /// Numbers of the namespace's interfaces.

@@ -39,7 +39,8 @@ use crate::{
 pub const FRAME_BYTES: RangeInclusive<usize> = 14..=3_500;
 
 const HEADER_BYTES: usize = 14;
-const TAG_BYTES: usize = 4;
+/// A tag, and the type of what follows.
+const TAG_BYTES: usize = 4 + 2;
 /// Types of VLAN tags that the kernel takes out of a frame that it receives: IEEE 802.1Q and 802.1ad.
 const TAG_TYPES: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
 /// Far longer than any frame takes on a machine that is not overloaded.
@@ -94,6 +95,12 @@ pub enum VethError {
         /// The frame, for people.
         frame: String,
     },
+    /// A frame came back, but not to be seen.
+    #[error(
+        "a frame came back to the sending end of the veth pair, but the kernel threw it away before it could be seen: it \
+         has a VLAN tag and less than two bytes behind it"
+    )]
+    Unseen,
     /// The kernel did not get to a frame.
     #[error("waited {} s for {what}, in vain; is the machine overloaded?", PATIENCE.as_secs())]
     Patience {
@@ -122,6 +129,8 @@ pub struct Wire {
     statistics: File,
     /// What the program's end will have counted as received when all that was sent has arrived.
     sent: u64,
+    /// What the sending end will have counted, if all that came back was seen.
+    seen: u64,
     _pass: PassProgram,
 }
 
@@ -137,14 +146,15 @@ impl Wire {
             far: ends.far,
             statistics: ends.statistics,
             sent: 0,
+            seen: 0,
             _pass: ends.pass,
         };
-        wire.sent = wire.received()?;
+        (wire.seen, wire.sent) = wire.received()?;
         Ok(wire)
     }
 
-    /// Whether a frame can be sent at all. The kernel throws one away that has a VLAN tag and not all of it, before any
-    /// socket sees it.
+    /// Whether a frame can be sent at all. The kernel throws one away that has a VLAN tag and less than two bytes behind
+    /// it, before any socket sees it.
     #[must_use]
     pub fn takes(frame: &[u8]) -> bool {
         let is_tagged = frame
@@ -166,6 +176,7 @@ impl Wire {
         self.sent += 1;
         // Mostly it has all happened by now: the kernel does it before it returns from sending.
         if let Some(frame) = self.near.receive().map_err(socket_error(RECEIVING))? {
+            self.seen += 1;
             return Ok(passage(Verdict::Tx, frame));
         }
         if let Some(frame) = self.far.receive().map_err(socket_error(RECEIVING))? {
@@ -177,6 +188,9 @@ impl Wire {
         }
         if let Some(frame) = self.far.receive().map_err(socket_error(RECEIVING))? {
             return Ok(passage(Verdict::Pass, frame));
+        }
+        if self.received()?.0 != self.seen {
+            return Err(VethError::Unseen);
         }
         Ok(passage(Verdict::Drop, frame.to_vec()))
     }
@@ -196,7 +210,7 @@ impl Wire {
     /// on the CPU of the sending thread, which stays there: seen from there, all of it has happened, or none.
     fn wait_until_received(&mut self) -> Result<(), VethError> {
         let deadline = Instant::now() + PATIENCE;
-        while self.received()? != self.sent {
+        while self.received()?.1 != self.sent {
             if Instant::now() >= deadline {
                 let what = "the program's end of the veth pair to receive a frame";
                 return Err(VethError::Patience { what });
@@ -214,7 +228,9 @@ impl Wire {
         let deadline = Instant::now() + PATIENCE;
         let mut before = None;
         loop {
-            match self.near.receive().map_err(socket_error(RECEIVING))? {
+            let received = self.near.receive().map_err(socket_error(RECEIVING))?;
+            self.seen += u64::from(received.is_some());
+            match received {
                 Some(frame) if frame == MARKER => return Ok(before),
                 Some(frame) if before.is_none() => before = Some(frame),
                 Some(frame) => {
@@ -226,8 +242,8 @@ impl Wire {
         }
     }
 
-    /// How many frames the program's end has received.
-    fn received(&mut self) -> Result<u64, VethError> {
+    /// How many frames the sending end and the program's have received.
+    fn received(&mut self) -> Result<(u64, u64), VethError> {
         let mut text = String::new();
         let read = self
             .statistics
@@ -239,7 +255,9 @@ impl Wire {
             source,
         };
         read.map_err(failed)?;
-        received_packets(&text, link::PROGRAM_END).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
+        received_packets(&text, link::SENDING_END)
+            .zip(received_packets(&text, link::PROGRAM_END))
+            .ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
     }
 }
 

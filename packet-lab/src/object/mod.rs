@@ -1,5 +1,7 @@
 //! Anybody's XDP program, from its object file: loaded, with its maps as the object says, and attached to nothing.
 
+mod sections;
+
 use std::{
     fs,
     fs::File,
@@ -21,6 +23,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
+use self::sections::Hidden;
 use crate::backend::kernel::missing_capabilities;
 
 /// More than any object file of a BPF program.
@@ -118,9 +121,10 @@ impl Object {
     /// # Errors
     /// See [`ObjectError`]; nothing stays loaded.
     pub fn load(path: &Path, name: &str) -> Result<Self, ObjectError> {
-        let bytes = read(path)?;
+        let mut bytes = read(path)?;
+        let hidden = sections::adapt(&mut bytes).map_err(|found| not_an_object(path, found))?;
         let parsed = parse(path, &bytes)?;
-        find(path, &parsed, name)?;
+        find(path, &parsed, &hidden, name)?;
         let missing = missing_capabilities();
         if !missing.is_empty() {
             return Err(ObjectError::Capabilities(missing));
@@ -189,13 +193,9 @@ fn read(path: &Path) -> Result<Vec<u8>, ObjectError> {
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed, ObjectError> {
     let parsed = Parsed::parse(bytes).map_err(|error| match error {
-        ParseError::ElfError(_) if bytes.is_empty() => not_an_object(path, "it is empty".to_owned()),
         ParseError::ElfError(error) => not_an_object(path, error.to_string()),
         other => not_an_object(path, chain(&other)),
     })?;
-    if parsed.programs.is_empty() {
-        return Err(not_an_object(path, "it holds no BPF program".to_owned()));
-    }
     Ok(parsed)
 }
 
@@ -205,21 +205,23 @@ fn not_an_object(path: &Path, found: String) -> ObjectError {
 }
 
 /// Fails unless the object has an XDP program of this name.
-fn find(path: &Path, parsed: &Parsed, name: &str) -> Result<(), ObjectError> {
-    match parsed.programs.get(name).map(|program| &program.section) {
-        Some(ProgramSection::Xdp { .. }) => Ok(()),
-        Some(other) => Err(ObjectError::NotXdp {
-            path: path.to_owned(),
-            name: name.to_owned(),
-            kind: kind(other),
-            there: xdp_programs(parsed),
-        }),
-        None => Err(ObjectError::NoProgram {
-            path: path.to_owned(),
-            name: name.to_owned(),
-            there: xdp_programs(parsed),
-        }),
-    }
+fn find(path: &Path, parsed: &Parsed, hidden: &[Hidden], name: &str) -> Result<(), ObjectError> {
+    let (path, name, there) = (path.to_owned(), name.to_owned(), xdp_programs(parsed));
+    let hidden = hidden.iter().find(|hidden| hidden.program == name);
+    let kind = match parsed.programs.get(&name).map(|program| &program.section) {
+        Some(ProgramSection::Xdp { .. }) => return Ok(()),
+        Some(other) => Some(kind(other)),
+        None => hidden.map(|hidden| format!("one for `{}`", hidden.section)),
+    };
+    Err(match kind {
+        None => ObjectError::NoProgram { path, name, there },
+        Some(kind) => ObjectError::NotXdp {
+            path,
+            name,
+            kind,
+            there,
+        },
+    })
 }
 
 fn xdp_programs(parsed: &Parsed) -> String {
