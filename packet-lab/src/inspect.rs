@@ -1,6 +1,7 @@
 //! Reading frames with pnet's packet views, which share no code with the relay or with what made the frames, and
 //! checking their checksums anew.
 
+mod dissect;
 mod outline;
 
 use std::{
@@ -17,6 +18,7 @@ use pnet_packet::{
     udp::{self, UdpPacket},
 };
 
+pub use dissect::{Dissection, Layer};
 pub use outline::{Outline, Part};
 
 /// Why a frame is not one whole UDP packet.

@@ -5,6 +5,7 @@ mod doctor;
 mod progress;
 mod relay;
 mod replay;
+mod show;
 mod simulate;
 
 use std::{
@@ -51,6 +52,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Send what a capture has for the relay through it, and say what became of it
     Replay(replay::Args),
+    /// Show a capture packet by packet
+    Show(show::Args),
     /// Send many users' packets through the relay over virtual time, under attack, and judge every one
     Simulate(simulate::Args),
     /// Print a shell's completions
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::execute(&args),
         Command::Doctor(args) => doctor::execute(&args),
         Command::Replay(args) => replay::execute(&args),
+        Command::Show(args) => show::execute(&args),
         Command::Simulate(args) => simulate::execute(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "packet-lab", &mut io::stdout());

@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use lumenlink_relay::config::{Config, Sources};
+use lumenlink_relay::{
+    config::{Config, Sources},
+    grant::Grant,
+};
 use packet_lab::{
     capture::CaptureError,
     replay::{Cast, Known, Survey, cast::read_grants},
@@ -21,12 +24,8 @@ pub struct RelayArgs {
     /// The relay's configuration: listeners, egress, limits
     #[arg(long, value_name = "relay.toml")]
     config: Option<PathBuf>,
-    /// Its grants, a JSON object or `lumen1:` line each, as `lumenlink-relay user import --grants` writes them
-    #[arg(long, value_name = "FILE")]
-    grants: Option<PathBuf>,
-    /// Where it listens [default: as --config says, or wherever the capture sends to port 4500]
-    #[arg(long, value_name = "ADDRESS:PORT", value_delimiter = ',')]
-    listen: Vec<SocketAddr>,
+    #[command(flatten)]
+    keys: KeyArgs,
     /// Destination of users whose own the capture does not show, one of each family [default: 198.51.100.7:5000,
     /// [2001:db8:d::7]:5000]
     #[arg(long, value_name = "ADDRESS:PORT", value_delimiter = ',')]
@@ -34,6 +33,25 @@ pub struct RelayArgs {
     /// MAC address of its interface in the capture [default: where most packets to its addresses were sent]
     #[arg(long, value_name = "MAC", value_parser = mac)]
     mac: Option<[u8; 6]>,
+}
+
+/// What it takes to read a capture's tokens.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "The relay of the capture")]
+pub struct KeyArgs {
+    /// Its grants, a JSON object or `lumen1:` line each, as `lumenlink-relay user import --grants` writes them
+    #[arg(long, value_name = "FILE")]
+    grants: Option<PathBuf>,
+    /// Where it listens [default: as --config says, or wherever the capture sends to port 4500]
+    #[arg(long, value_name = "ADDRESS:PORT", value_delimiter = ',')]
+    pub listen: Vec<SocketAddr>,
+}
+
+impl KeyArgs {
+    pub fn grants(&self) -> Result<Vec<Grant>, (Exit, anyhow::Error)> {
+        let grants = self.grants.as_deref().map(read_grants).transpose();
+        Ok(grants.map_err(|error| (Exit::Usage, error.into()))?.unwrap_or_default())
+    }
 }
 
 pub fn mac(text: &str) -> Result<[u8; 6], String> {
@@ -49,7 +67,6 @@ impl RelayArgs {
     /// Everything that was said of the relay.
     pub fn known(&self, make_up_users: bool) -> Result<Known, (Exit, anyhow::Error)> {
         let usage = |error| (Exit::Usage, error);
-        let grants = self.grants.as_deref().map(read_grants).transpose();
         Ok(Known {
             config: self
                 .config
@@ -57,8 +74,8 @@ impl RelayArgs {
                 .map(|path| self.load(path))
                 .transpose()
                 .map_err(usage)?,
-            grants: grants.map_err(|error| usage(error.into()))?.unwrap_or_default(),
-            listen: self.listen.clone(),
+            grants: self.keys.grants()?,
+            listen: self.keys.listen.clone(),
             to: self.to.clone(),
             mac: self.mac,
             make_up_users,
@@ -68,7 +85,7 @@ impl RelayArgs {
     /// The relay's own flags and environment are not this process's; only where it listens may be said here too, for
     /// a configuration that leaves it to the interface.
     fn load(&self, path: &Path) -> anyhow::Result<Config> {
-        let listen: Vec<String> = self.listen.iter().map(ToString::to_string).collect();
+        let listen: Vec<String> = self.keys.listen.iter().map(ToString::to_string).collect();
         let mut flags = BTreeMap::new();
         if !listen.is_empty() {
             flags.insert("listen", listen.join(","));

@@ -8,7 +8,10 @@ use packet_lab::{
     Backend, World,
     backend::{BackendError, host::HostBackend, kernel, kernel::KernelBackend, veth, veth::VethBackend},
     capture::{Packet, Writer},
-    replay::{Options, Progress, ReplayError, Replayed, Resigner, Selector, Summary, Timing, Watcher, replay},
+    replay::{
+        Options, Progress, ReplayError, Replayed, Resigner, Selector, Summary, Timing, Watcher, cast::lab_grants,
+        replay,
+    },
     simulate::number,
 };
 use serde::Serialize;
@@ -109,7 +112,7 @@ pub fn execute(args: &Args) -> Ended {
     let mut backend = args.backend.make(&cast.world)?;
     let mut resigner = args
         .resign
-        .then(|| Resigner::new(&cast.world).knowing(known.lab_grants()));
+        .then(|| Resigner::new(&cast.world).knowing(lab_grants(&known.grants)));
     let mut tools = Tools::new(args)?;
     let options = Options {
         timing: args.timing(),

@@ -72,7 +72,7 @@ impl Outline {
         }
     }
 
-    fn of_ipv6(ip: &LaxIpv6Slice<'_>) -> Self {
+    pub(super) fn of_ipv6(ip: &LaxIpv6Slice<'_>) -> Self {
         let header = ip.header();
         let part = ip
             .extensions()

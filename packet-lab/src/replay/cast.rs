@@ -310,19 +310,19 @@ impl Known {
             self.destination_for(false)
         )
     }
+}
 
-    /// The grants as the lab has them.
-    #[must_use]
-    pub fn lab_grants(&self) -> Vec<Grant> {
-        let grants = self.grants.iter().map(|grant| Grant {
-            slot: grant.slot,
-            salt: grant.salt,
-            key: grant.key.bytes(),
-            header_key: grant.header_key.map(grant::Secret::bytes),
-            relay_id: grant.relay_id,
-        });
-        grants.collect()
-    }
+/// Grants as the lab has them.
+#[must_use]
+pub fn lab_grants(grants: &[grant::Grant]) -> Vec<Grant> {
+    let grants = grants.iter().map(|grant| Grant {
+        slot: grant.slot,
+        salt: grant.salt,
+        key: grant.key.bytes(),
+        header_key: grant.header_key.map(grant::Secret::bytes),
+        relay_id: grant.relay_id,
+    });
+    grants.collect()
 }
 
 /// The salt of a user who was made up.

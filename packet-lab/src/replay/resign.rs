@@ -16,7 +16,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    craft::{Grant, Handle, TOKEN_BYTES},
+    craft::{Grant, Handle, Keyring, TOKEN_BYTES},
     inspect::{Sum, UdpFrameView},
     world::World,
 };
@@ -64,10 +64,7 @@ pub struct Resigner {
     by_client: HashMap<SocketAddr, Option<usize>>,
     /// Where the search for a free seat goes on, by family.
     next_seat: [usize; 2],
-    /// By slot.
-    known: HashMap<u32, Vec<Grant>>,
-    /// Those of the known grants, each once.
-    header_keys: Vec<Option<[u8; 16]>>,
+    known: Keyring,
     seen: HashMap<[u8; TOKEN_BYTES], [u8; TOKEN_BYTES]>,
     order: VecDeque<[u8; TOKEN_BYTES]>,
     tally: Tally,
@@ -105,8 +102,7 @@ impl Resigner {
             by_slot: by_slot.collect(),
             by_client: HashMap::new(),
             next_seat: [0; 2],
-            known: HashMap::new(),
-            header_keys: Vec::new(),
+            known: Keyring::default(),
             seen: HashMap::new(),
             order: VecDeque::new(),
             tally: Tally::default(),
@@ -117,12 +113,7 @@ impl Resigner {
     /// of the user in the same slot.
     #[must_use]
     pub fn knowing(mut self, grants: impl IntoIterator<Item = Grant>) -> Self {
-        for grant in grants {
-            if !self.header_keys.contains(&grant.header_key) {
-                self.header_keys.push(grant.header_key);
-            }
-            self.known.entry(grant.slot).or_default().push(grant);
-        }
+        self.known.extend(grants);
         self
     }
 
@@ -190,7 +181,7 @@ impl Resigner {
         sealed: &[u8],
         payload_len: u16,
     ) -> Option<([u8; TOKEN_BYTES], Resigned)> {
-        if let Some((grant, pn)) = self.recognize(token)
+        if let Some((grant, Handle { pn, .. })) = self.known.recognize(token)
             && let Some(seat) = self.seat_of(grant.slot)
         {
             let seat = &mut self.seats[seat];
@@ -205,16 +196,6 @@ impl Resigner {
         let pn = seat.next_pn;
         seat.next_pn = pn.saturating_add(1);
         Some((seat.grant.token(pn, payload_len), Resigned::Sealed))
-    }
-
-    /// The known grant whose handle a token has, and its packet number.
-    fn recognize(&self, token: &[u8]) -> Option<(Grant, u64)> {
-        self.header_keys.iter().find_map(|header_key| {
-            let handle = Handle::of(token, header_key.as_ref())?;
-            let mut grants = self.known.get(&handle.slot)?.iter();
-            let grant = grants.find(|grant| grant.salt == handle.salt && grant.header_key == *header_key)?;
-            Some((*grant, handle.pn))
-        })
     }
 
     fn seat_of(&self, slot: u32) -> Option<usize> {
