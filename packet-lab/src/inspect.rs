@@ -1,6 +1,7 @@
 //! Reading frames with pnet's packet views, which share no code with the relay or with what made the frames, and
 //! checking their checksums anew.
 
+mod compare;
 mod dissect;
 mod outline;
 
@@ -18,6 +19,7 @@ use pnet_packet::{
     udp::{self, UdpPacket},
 };
 
+pub use compare::{Difference, compare};
 pub use dissect::{Dissection, Layer};
 pub use outline::{Outline, Part};
 

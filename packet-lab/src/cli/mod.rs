@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod bench;
+mod diff;
 mod doctor;
 mod progress;
 mod relay;
@@ -48,6 +49,8 @@ struct Cli {
 enum Command {
     /// Measure how long the program takes for a packet, by path
     Bench(bench::Args),
+    /// Compare two captures packet by packet and field by field, or two text outputs line by line
+    Diff(diff::Args),
     /// Say what this environment can run, and what to do where it cannot
     Doctor(doctor::Args),
     /// Send what a capture has for the relay through it, and say what became of it
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Bench(args) => bench::execute(&args),
+        Command::Diff(args) => diff::execute(&args),
         Command::Doctor(args) => doctor::execute(&args),
         Command::Replay(args) => replay::execute(&args),
         Command::Show(args) => show::execute(&args),

@@ -223,13 +223,15 @@ impl fmt::Display for Dissection {
             }
             (Some(ip), None, Some(last)) => {
                 let (from, to) = (ip.get("from").unwrap_or_default(), ip.get("to").unwrap_or_default());
-                write!(f, "{from} > {to} ")?;
-                match ip.get("fragment") {
-                    Some(fragment) => write!(f, "{} fragment {fragment}", ip.get("protocol").unwrap_or("udp"))?,
-                    None if last.name == ip.name => write!(f, "{}", ip.get("protocol").unwrap_or(ip.name))?,
-                    None => write!(f, "{last}")?,
+                let kind = match last.get("") {
+                    Some(kind) if last.name != ip.name => format!("{} {kind}", last.name),
+                    _ if last.name != ip.name => last.name.to_owned(),
+                    _ => ip.get("protocol").unwrap_or("udp").to_owned(),
+                };
+                write!(f, "{from} > {to} {kind} {}", self.payload.len())?;
+                if let Some(fragment) = ip.get("fragment") {
+                    write!(f, ", fragment {fragment}")?;
                 }
-                write!(f, " {}", self.payload.len())?;
             }
             (None, _, Some(last)) if last.name == "ethernet" => write!(f, "{last} {}", self.payload.len())?,
             (None, _, Some(last)) => write!(f, "{last}")?,
@@ -516,7 +518,7 @@ mod tests {
         let fragment = udp("203.0.113.9:40000", "192.0.2.1:4500").fragment(2, false).build();
         assert_eq!(
             Dissection::of(&fragment).to_string(),
-            "203.0.113.9 > 192.0.2.1 udp fragment at 16, last 7"
+            "203.0.113.9 > 192.0.2.1 udp 7, fragment at 16, last"
         );
     }
 
