@@ -28,7 +28,7 @@ use relay_ebpf::{
     verdict::{Direction, Reason},
 };
 
-pub use self::report::{Incomparable, Report, Row, Size, Worse};
+pub use self::report::{Incomparable, Latency, Report, Row, Size, Worse};
 use self::{
     frames::{Frames, Head},
     report::row,
@@ -209,7 +209,28 @@ pub fn run(options: Options, progress: &mut dyn FnMut(usize, usize)) -> Result<R
         rounds: options.rounds,
         packets: options.packets,
         size: bench.size()?,
+        latency: Some(latency(options)?),
         rows,
+    })
+}
+
+/// Times single packets, in a program loaded for that: one round, every packet.
+fn latency(options: Options) -> Result<Latency, BenchError> {
+    let path = Path::Uplink;
+    let mut bench = Bench::timed(options)?;
+    bench.introduce()?;
+    let before = bench.latency()?;
+    bench.measure(path)?;
+    let after = bench.latency()?;
+    let pairs = after.buckets.iter().zip(&before.buckets);
+    let buckets: Vec<u64> = pairs.map(|(after, before)| after - before).collect();
+    let samples: u64 = buckets.iter().sum();
+    #[expect(clippy::cast_precision_loss, reason = "a mean of times needs no 53 bits")]
+    let mean_ns = (after.sum_ns - before.sum_ns) as f64 / samples.max(1) as f64;
+    Ok(Latency {
+        path: path.name().to_owned(),
+        mean_ns,
+        buckets,
     })
 }
 
@@ -271,8 +292,19 @@ struct Bench {
 
 impl Bench {
     fn new(options: Options) -> Result<Self, BenchError> {
+        Self::with(options, 0)
+    }
+
+    /// A program that times every packet.
+    fn timed(options: Options) -> Result<Self, BenchError> {
+        Self::with(options, 1)
+    }
+
+    fn with(options: Options, latency_sample: u32) -> Result<Self, BenchError> {
         let frames = Frames::new(options);
-        let mut relay = KernelBackend::new(frames.world())?;
+        let mut world = frames.world().clone();
+        world.latency_sample = latency_sample;
+        let mut relay = KernelBackend::new(&world)?;
         let mut lab = aya::EbpfLoader::new().load(OBJECT)?;
         for name in [FEEDER_PROGRAM, FLOOR_PROGRAM] {
             program(&mut lab, name)?.load()?;
@@ -398,6 +430,10 @@ impl Bench {
             packets: self.packets,
             counted: counted.iter().map(describe).collect::<Vec<_>>().join(", "),
         })
+    }
+
+    fn latency(&self) -> Result<layout::Latency, BenchError> {
+        Ok(self.relay.maps().latency().map_err(BackendError::from)?)
     }
 
     fn size(&mut self) -> Result<Size, BenchError> {

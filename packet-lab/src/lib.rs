@@ -24,6 +24,7 @@ pub mod object;
 pub mod observe;
 pub mod pass;
 pub mod replay;
+pub mod report;
 pub mod simulate;
 pub mod veth;
 pub mod world;

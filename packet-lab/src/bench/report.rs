@@ -15,6 +15,20 @@ pub struct Row {
     pub range_ns: [f64; 2],
     /// Ratio to the floor of the same round: the median.
     pub ratio: f64,
+    /// The least and the most of these ratios.
+    #[serde(default)]
+    pub ratio_range: [f64; 2],
+}
+
+/// How long single packets took, by the program's own clock.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Latency {
+    /// The path that they took.
+    pub path: String,
+    /// Mean, in nanoseconds.
+    pub mean_ns: f64,
+    /// Packets by time: bucket `i` counts those below 2^i ns and not below 2^(i-1) ns.
+    pub buckets: Vec<u64>,
 }
 
 /// What does not vary from run to run.
@@ -45,6 +59,9 @@ pub struct Report {
     pub packets: u32,
     /// The program.
     pub size: Size,
+    /// Single packets of users at random, timed apart from the rounds, since timing takes time.
+    #[serde(default)]
+    pub latency: Option<Latency>,
     /// The floor first, then the paths.
     pub rows: Vec<Row>,
 }
@@ -132,15 +149,20 @@ impl Report {
 
 /// A row of one path, from the figures of all rounds; `ns` must not be empty.
 pub(super) fn row(path: &str, description: &str, ns: &[f64], ratios: &[f64]) -> Row {
-    let least = ns.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = ns.iter().copied().fold(0.0, f64::max);
     Row {
         path: path.to_owned(),
         description: description.to_owned(),
         ns: median(ns),
-        range_ns: [least, most],
+        range_ns: range(ns),
         ratio: median(ratios),
+        ratio_range: range(ratios),
     }
+}
+
+/// The least and the most.
+fn range(values: &[f64]) -> [f64; 2] {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    [least, values.iter().copied().fold(0.0, f64::max)]
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -170,6 +192,7 @@ mod tests {
                 jited_bytes: 100,
                 map_bytes: 1,
             },
+            latency: None,
             rows: vec![row("a_path", "a path", &[ratio], &[ratio])],
         }
     }

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use packet_lab::{
     backend::kernel::missing_capabilities,
     bench::{BenchError, MOST_PACKETS, Options, Report, Worse, run},
+    report::{self, Compared},
 };
 
 use super::{Ended, Exit, json, line};
@@ -19,7 +20,8 @@ use super::{Ended, Exit, json, line};
                   return XDP_TX. Times of one machine do not compare with another's, nor with its own of an hour ago: \
                   compare the ratios to the floor, which is measured in the same rounds. The machine should be idle. \
                   Needs root; nothing is attached to any interface.\n\nExamples:\n  \
-                  packet-lab bench --json > base.json\n  packet-lab bench --compare base.json --fail-above 10%"
+                  packet-lab bench --json > base.json\n  packet-lab bench --compare base.json --fail-above 10%\n  \
+                  packet-lab bench --users 1000 --rounds 20 --report bench.html"
 )]
 pub struct Args {
     /// Users at random
@@ -43,6 +45,9 @@ pub struct Args {
     /// Fail if a ratio to the floor, or on the same kernel the program's size, is above the base's by more than this
     #[arg(long, value_name = "PERCENT", requires = "compare", default_value = "10%", value_parser = percent)]
     fail_above: f64,
+    /// Write a page of HTML for people: ratios to the floor, and a histogram of single packets' times
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -89,9 +94,19 @@ pub fn execute(args: &Args) -> Ended {
     } else {
         line(&describe(&report));
     }
-    let Some(base) = base else { return Ok(Exit::Pass) };
-    let worse = report.worse_than(&base, args.fail_above);
+    let worse = match &base {
+        Some(base) => report.worse_than(base, args.fail_above),
+        None => Ok(Vec::new()),
+    };
     let worse = worse.map_err(|error| (Exit::Usage, error.into()))?;
+    if let Some(path) = &args.report {
+        let compared = base.as_ref().map(|base| Compared {
+            base,
+            worse: &worse,
+            percent: args.fail_above,
+        });
+        report::write(path, &report::bench(&report, compared)).map_err(|error| (Exit::Environment, error.into()))?;
+    }
     for Worse { what, base, now } in &worse {
         eprintln!(
             "worse than the base by more than {}%: {what}: {now:.2}, before {base:.2}",

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use packet_lab::{
     World,
     backend::{BackendError, host::HostBackend, kernel::missing_capabilities},
+    report,
     simulate::{Class, Profile, Progress, Report, SimulateError, Subject, number, run},
 };
 
@@ -65,6 +66,9 @@ pub struct Args {
     /// Print the profile that these options make, and run nothing
     #[arg(long)]
     print_profile: bool,
+    /// Write a page of HTML for people: what held, plots over time, every class
+    #[arg(long, value_name = "FILE.html", conflicts_with = "print_profile")]
+    report: Option<PathBuf>,
     /// Print JSON
     #[arg(long, conflicts_with = "print_profile")]
     json: bool,
@@ -136,6 +140,9 @@ pub fn execute(args: &Args) -> Ended {
         json(&report);
     } else {
         line(&describe(&report));
+    }
+    if let Some(path) = &args.report {
+        report::write(path, &report::simulation(&report)).map_err(|error| (Exit::Environment, error.into()))?;
     }
     for violation in &report.violations {
         eprintln!("violation: {violation}");

@@ -1,0 +1,269 @@
+//! Packets, decoded and byte by byte, with what changed between two of them marked.
+
+use std::{fmt::Write as _, ops::Range};
+
+use maud::{Markup, html};
+
+use crate::inspect::{self, IpHeader, UdpFrameView};
+
+const ETHERNET_BYTES: usize = 14;
+const UDP_BYTES: usize = 8;
+/// Bytes that are shown of a packet.
+const SHOWN: usize = 512;
+const ROW: usize = 16;
+
+/// Two packets side by side, under these headings: what they are, and their bytes. If they are the same, one.
+pub(super) fn pair(headings: [&str; 2], left: &[u8], right: &[u8]) -> Markup {
+    if left == right {
+        return html! {
+            (fields(&[(headings[0], left)]))
+            (hex(left, &vec![Change::None; left.len()]))
+        };
+    }
+    let (of_left, of_right) = changes(left, right);
+    html! {
+        (fields(&[(headings[0], left), (headings[1], right)]))
+        .pair {
+            div { h4 { (headings[0]) ", " (left.len()) " bytes" } (hex(left, &of_left)) }
+            div { h4 { (headings[1]) ", " (right.len()) " bytes" } (hex(right, &of_right)) }
+        }
+    }
+}
+
+/// The fields of packets in a table, those that differ marked.
+fn fields(packets: &[(&str, &[u8])]) -> Markup {
+    let read: Vec<Vec<(&'static str, String)>> = packets.iter().map(|(_, frame)| decode(frame)).collect();
+    let names: Vec<&str> = {
+        let mut names: Vec<&str> = Vec::new();
+        for (name, _) in read.iter().flatten() {
+            if !names.contains(name) {
+                names.push(name);
+            }
+        }
+        names
+    };
+    let value = |of: &[(&'static str, String)], name: &str| {
+        of.iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| value.clone())
+    };
+    html! {
+        .wide {
+            table {
+                thead { tr { th scope="col" { "Field" } @for (heading, _) in packets { th scope="col" { (heading) } } } }
+                tbody {
+                    @for name in names {
+                        @let values: Vec<Option<String>> = read.iter().map(|of| value(of, name)).collect();
+                        @let differ = values.iter().any(|value| *value != values[0]);
+                        tr {
+                            th scope="row" { (name) }
+                            @for value in &values {
+                                td.mono {
+                                    @match value {
+                                        Some(value) if differ => mark { (value) },
+                                        Some(value) => (value),
+                                        None => span.zero { "none" },
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A frame's fields, by name.
+fn decode(frame: &[u8]) -> Vec<(&'static str, String)> {
+    let mut fields = vec![("frame", format!("{} bytes", frame.len()))];
+    let view = match UdpFrameView::read(frame) {
+        Ok(view) => view,
+        Err(unreadable) => {
+            fields.push(("not one UDP packet", unreadable.to_string()));
+            return fields;
+        }
+    };
+    fields.push(("MAC from", inspect::mac(view.from_mac)));
+    fields.push(("MAC to", inspect::mac(view.to_mac)));
+    fields.push(("from", view.from.to_string()));
+    fields.push(("to", view.to.to_string()));
+    fields.push(("TTL or hop limit", view.hop_limit.to_string()));
+    fields.push(("TOS or class", format!("{:#04x}", view.tos)));
+    match view.ip {
+        IpHeader::V4 {
+            identification,
+            dont_fragment,
+            option_bytes,
+            checksum,
+        } => {
+            let df = if dont_fragment { ", don't fragment" } else { "" };
+            fields.push(("identification", format!("{identification:#06x}{df}")));
+            if option_bytes > 0 {
+                fields.push(("options", format!("{option_bytes} bytes")));
+            }
+            fields.push(("IPv4 checksum", checksum.to_string()));
+        }
+        IpHeader::V6 { flow_label } => fields.push(("flow label", format!("{flow_label:#07x}"))),
+    }
+    fields.push(("UDP checksum", view.checksum.to_string()));
+    fields.push(("payload", format!("{} bytes", view.payload.len())));
+    if view.trailing > 0 {
+        fields.push(("after the packet", format!("{} bytes", view.trailing)));
+    }
+    fields
+}
+
+/// What became of a byte.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Change {
+    None,
+    /// It is another.
+    Other,
+    /// The other packet has no such byte.
+    Gone,
+}
+
+/// What differs between two frames, byte by byte. Headers are compared with headers; of two payloads of different
+/// lengths the ends belong together, since a token is taken off the start.
+fn changes(left: &[u8], right: &[u8]) -> (Vec<Change>, Vec<Change>) {
+    let mut of_left = vec![Change::None; left.len()];
+    let mut of_right = vec![Change::None; right.len()];
+    for ((a, b), at_end) in parts(left)
+        .into_iter()
+        .zip(parts(right))
+        .zip([false, false, false, true])
+    {
+        let common = a.len().min(b.len());
+        let from = |range: &Range<usize>| if at_end { range.end - common } else { range.start };
+        let (start_a, start_b) = (from(&a), from(&b));
+        let whole = [(&mut of_left, &a, start_a), (&mut of_right, &b, start_b)];
+        for (changes, range, start) in whole {
+            for i in range.clone() {
+                if !(start..start + common).contains(&i) {
+                    changes[i] = Change::Gone;
+                }
+            }
+        }
+        for i in 0..common {
+            if left[start_a + i] != right[start_b + i] {
+                of_left[start_a + i] = Change::Other;
+                of_right[start_b + i] = Change::Other;
+            }
+        }
+    }
+    (of_left, of_right)
+}
+
+/// Where Ethernet header, IP header, UDP header and the rest are; of what is no UDP packet, all is the first.
+fn parts(frame: &[u8]) -> [Range<usize>; 4] {
+    let all = frame.len();
+    let ip_bytes = match UdpFrameView::read(frame).map(|view| view.ip) {
+        Ok(IpHeader::V4 { option_bytes, .. }) => 20 + option_bytes,
+        Ok(IpHeader::V6 { .. }) => 40,
+        Err(_) => return [0..all, all..all, all..all, all..all],
+    };
+    let udp = ETHERNET_BYTES + ip_bytes;
+    let payload = udp + UDP_BYTES;
+    [0..ETHERNET_BYTES, ETHERNET_BYTES..udp, udp..payload, payload..all]
+}
+
+fn hex(frame: &[u8], changes: &[Change]) -> Markup {
+    let shown = frame.len().min(SHOWN);
+    html! {
+        pre.hex tabindex="0" {
+            @for (row, bytes) in frame[..shown].chunks(ROW).enumerate() {
+                span.o { (format!("{:04x}  ", row * ROW)) }
+                (row_of(bytes, &changes[row * ROW..]))
+                "\n"
+            }
+            @if shown < frame.len() {
+                span.o { "and " (frame.len() - shown) " bytes more" }
+            } @else if frame.is_empty() {
+                span.o { "no bytes" }
+            }
+        }
+    }
+}
+
+/// Bytes of one row, runs of one kind of change together.
+fn row_of(bytes: &[u8], changes: &[Change]) -> Markup {
+    let mut runs: Vec<(Change, String)> = Vec::new();
+    for (i, (byte, change)) in bytes.iter().zip(changes).enumerate() {
+        let space = match i {
+            0 => "",
+            8 => "  ",
+            _ => " ",
+        };
+        match runs.last_mut() {
+            Some((last, text)) if last == change => _ = write!(text, "{space}{byte:02x}"),
+            _ => {
+                if let Some((_, text)) = runs.last_mut().filter(|(last, _)| *last == Change::None) {
+                    text.push_str(space);
+                } else if !space.is_empty() {
+                    runs.push((Change::None, space.to_owned()));
+                }
+                runs.push((*change, format!("{byte:02x}")));
+            }
+        }
+    }
+    html! {
+        @for (change, text) in runs {
+            @match change {
+                Change::None => (text),
+                Change::Other => mark { (text) },
+                Change::Gone => mark.gone { (text) },
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::craft::UdpFrame;
+
+    fn frame(to: &str, payload: &[u8]) -> Vec<u8> {
+        UdpFrame::new("203.0.113.9:40000".parse().unwrap(), to.parse().unwrap(), payload).build()
+    }
+
+    #[test]
+    fn a_token_that_was_taken_off_is_gone_and_the_payload_behind_it_is_the_same() {
+        let before = frame("192.0.2.1:4500", &[[7; 24].as_slice(), b"payload"].concat());
+        let after = frame("192.0.2.1:4500", b"payload");
+        let (of_before, of_after) = changes(&before, &after);
+        assert!(of_before[42..66].iter().all(|change| *change == Change::Gone));
+        assert!(of_before[66..].iter().all(|change| *change == Change::None));
+        assert!(of_after[42..].iter().all(|change| *change == Change::None));
+    }
+
+    #[test]
+    fn a_changed_address_is_marked_where_it_is() {
+        let (before, after) = (frame("192.0.2.1:4500", b"x"), frame("192.0.2.9:4500", b"x"));
+        let (of_before, of_after) = changes(&before, &after);
+        assert_eq!(of_before, of_after);
+        let changed: Vec<usize> = (0..before.len()).filter(|&i| of_before[i] != Change::None).collect();
+        // The last byte of the address, and the low bytes of both checksums.
+        assert_eq!(changed, [25, 33, 41]);
+    }
+
+    #[test]
+    fn bytes_of_hostile_frames_are_shown_and_never_panic() {
+        let whole = frame("192.0.2.1:4500", b"payload");
+        for length in 0..whole.len() {
+            for (a, b) in [(&whole[..length], &whole[..]), (&whole[..], &whole[..length])] {
+                let page = pair(["input", "output"], a, b).into_string();
+                assert!(page.contains("bytes"), "{page}");
+            }
+        }
+    }
+
+    #[test]
+    fn changes_next_to_each_other_are_one_mark() {
+        let markup = row_of(
+            &[1, 2, 3, 4],
+            &[Change::None, Change::Other, Change::Other, Change::None],
+        );
+        assert_eq!(markup.into_string(), "01 <mark>02 03</mark> 04");
+    }
+}
