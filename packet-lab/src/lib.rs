@@ -22,6 +22,7 @@ pub mod inspect;
 pub mod lab;
 pub mod object;
 pub mod observe;
+pub mod oracle;
 pub mod pass;
 pub mod replay;
 pub mod report;

@@ -4,6 +4,7 @@
 pub mod foreign;
 pub mod host;
 pub mod kernel;
+pub mod oracle;
 mod tables;
 pub mod veth;
 

@@ -12,6 +12,7 @@ use packet_lab::{
     backend::{
         host::HostBackend,
         kernel::{KernelBackend, missing_capabilities},
+        oracle::OracleBackend,
         veth::{self, VethBackend},
     },
     craft::{Grant, UdpFrame},
@@ -207,7 +208,8 @@ pub fn world(family: Family, tokens: Tokens) -> World {
 /// A lab of all backends that can run here.
 pub fn lab(world: World) -> Lab {
     let host = HostBackend::new(&world).expect("the world fits a relay");
-    let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(host)];
+    let oracle = OracleBackend::new(&world).expect("the world fits a relay");
+    let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(oracle), Box::new(host)];
     if let Some(kernel) = kernel(&world) {
         backends.push(Box::new(kernel));
     }

@@ -1,0 +1,376 @@
+//! An independent model of the relay, written from the protocol document alone. It is meant to be read beside it: the
+//! functions [`Oracle::uplink`] and [`Oracle::downlink`] follow the document's steps in its order and words. It is slow and plain:
+//! users are a list, the replay window is a set of numbers, addresses are std's, headers are etherparse's, tags are
+//! the siphasher crate's, and a packet that is sent is built from what was read. Nothing of it is shared with the data
+//! plane but the names of reasons and directions.
+//!
+//! Where the document could be read in two ways, this is the reading; the document says the same under "Frames and
+//! headers":
+//!
+//! - A frame is Ethernet II without tags. Its destination MAC address is not looked at. Whatever cannot be read up to
+//!   and including a UDP header (another EtherType or protocol, a version that is not the EtherType's, an IPv4 header
+//!   length below 20 bytes, a frame that ends before) is not known to be for anybody: `unrelated`. [`packet`]
+//! - The header checksum of IPv4 is not verified, nor is UDP's. [`rewrite`]
+//! - A fragment is an IPv4 packet with More Fragments set, or an IPv6 packet with a Fragment header, even where that is
+//!   the only fragment. One with an offset is `unrelated`. [`packet`]
+//! - Headers claim more than came if the UDP datagram ends behind the IP packet, the IP packet behind the frame, or the
+//!   UDP length is below 8. [`packet::Packet::payload`]
+//! - A grant is good up to and including the nanosecond of its expiry. [`Oracle::uplink`]
+//! - The interval between packets at a user's rate is a whole number of nanoseconds, rounded down. [`rate`]
+//! - Numbers count as accepted from step 6 on, whatever becomes of the packet after it. [`window`]
+//! - A user whose slot has no egress address of the destination's family is `destination_unresolved`.
+//! - Options and extension headers are not forwarded in either direction, nor reflected. Bytes of the frame behind the
+//!   UDP datagram stay in the frame, behind the IP packet. [`rewrite`]
+//! - A client that sends from MAC address 00:00:00:00:00:00 and port 0 is not known afterwards. [`Oracle::uplink`]
+
+pub mod packet;
+pub mod rate;
+pub mod rewrite;
+pub mod token;
+pub mod window;
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use relay_ebpf::verdict::{Direction, Reason};
+
+use self::{packet::Packet, rate::Bucket, rewrite::Outside, window::Window};
+use crate::{
+    Verdict,
+    world::{Destination, NextHop, User, World},
+};
+
+/// TTL or hop limit of a reflected ping.
+const PING_HOP_LIMIT: u8 = 64;
+
+/// What becomes of a frame.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Judgement {
+    /// Which way it was going; uplink where that is not known.
+    pub direction: Direction,
+    /// Why it is treated so.
+    pub reason: Reason,
+    /// What the kernel is told.
+    pub verdict: Verdict,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+}
+
+/// Where a user's client is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Client {
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// The MAC address that it was last heard from.
+    pub mac: [u8; 6],
+    /// The listener that it spoke to.
+    pub listener: SocketAddr,
+    /// The blocklist that its address was checked against, by the number that [`Oracle::set_blocklist`] gave it.
+    pub blocklist_generation: u16,
+}
+
+/// What the relay remembers of the packets of one slot's user.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// The packet numbers that were accepted.
+    pub window: Window,
+    /// What is spent of the rate.
+    pub bucket: Bucket,
+    /// Where the client is, once that is known.
+    pub client: Option<Client>,
+    /// Lengths of the payloads that were relayed uplink.
+    pub uplink: Relayed,
+    /// Lengths of the payloads that were relayed downlink.
+    pub downlink: Relayed,
+}
+
+/// How much was relayed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Relayed {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of payload.
+    pub bytes: u64,
+}
+
+impl Relayed {
+    fn add(&mut self, payload: &[u8]) {
+        self.packets += 1;
+        self.bytes += payload.len() as u64;
+    }
+}
+
+/// A model of one relay.
+#[derive(Clone, Debug)]
+pub struct Oracle {
+    /// Its configuration. Users and destinations are as they were at the start.
+    world: World,
+    users: Vec<Option<User>>,
+    memories: Vec<Memory>,
+    destinations: Vec<Destination>,
+    blocklist: Vec<IpNet>,
+    blocklist_generation: u16,
+}
+
+/// A frame that is sent, and why.
+type Sent = (Reason, Vec<u8>);
+
+impl Oracle {
+    /// A relay with the configuration and the destinations of this world, and no users.
+    #[must_use]
+    pub fn new(world: &World) -> Self {
+        let slots = world.max_users as usize;
+        Self {
+            world: world.clone(),
+            users: vec![None; slots],
+            memories: vec![Memory::default(); slots],
+            destinations: world.destinations.clone(),
+            blocklist: Vec::new(),
+            blocklist_generation: 0,
+        }
+    }
+
+    /// What becomes of a frame that comes in at this time.
+    pub fn judge(&mut self, now_ns: u64, frame: &[u8]) -> Judgement {
+        let (direction, outcome) = self.direct(now_ns, frame);
+        let (reason, frame) = match outcome {
+            Ok((reason, sent)) => (reason, sent),
+            Err(reason) => (reason, frame.to_vec()),
+        };
+        let verdict = match reason {
+            Reason::Relayed | Reason::Ping => Verdict::Tx,
+            Reason::Unrelated => Verdict::Pass,
+            Reason::Unsolicited if !self.world.drop_unmatched => Verdict::Pass,
+            _ => Verdict::Drop,
+        };
+        Judgement {
+            direction,
+            reason,
+            verdict,
+            frame,
+        }
+    }
+
+    /// Is it for a listener, an egress address and port, or neither?
+    fn direct(&mut self, now_ns: u64, frame: &[u8]) -> (Direction, Result<Sent, Reason>) {
+        let Some(packet) = Packet::read(frame) else {
+            return (Direction::Uplink, Err(Reason::Unrelated));
+        };
+        if self.world.listeners.contains(&packet.destination()) {
+            return (Direction::Uplink, self.uplink(now_ns, &packet));
+        }
+        if let Some(slot) = self.slot_of_egress(packet.destination()) {
+            return (Direction::Downlink, self.downlink(&packet, slot));
+        }
+        (Direction::Uplink, Err(Reason::Unrelated))
+    }
+
+    /// "What the relay does: uplink". The numbers are the document's.
+    ///
+    /// # Errors
+    /// The reason why it is not sent.
+    fn uplink(&mut self, now_ns: u64, packet: &Packet) -> Result<Sent, Reason> {
+        let listener = packet.destination();
+
+        // 2. Is it whole?
+        if packet.is_fragment() {
+            return Err(Reason::Fragment);
+        }
+        let datagram = packet.payload().ok_or(Reason::Truncated)?;
+        let (sealed, payload) = datagram
+            .split_first_chunk::<{ token::TOKEN_BYTES }>()
+            .ok_or(Reason::Truncated)?;
+
+        // 3. Does the handle exist?
+        let token = token::read(sealed, self.world.header_key.as_ref());
+        let slot = token.slot as usize;
+        let user = self.users.get(slot).copied().flatten();
+        let user = user
+            .filter(|user| user.salt == token.salt)
+            .ok_or(Reason::UnknownSession)?;
+
+        // 4. Is the tag right?
+        if token.tag != token.right_tag(&user.key, payload.len() as u16, self.world.relay_id) {
+            return Err(Reason::BadToken);
+        }
+
+        // 5. Has the grant expired?
+        if user.expires_ns.is_some_and(|expires_ns| now_ns > expires_ns) {
+            return Err(Reason::Expired);
+        }
+
+        // 6. Is the packet number new?
+        let memory = &mut self.memories[slot];
+        let is_newest = memory.window.accept(token.pn).ok_or(Reason::Replayed)?;
+
+        // 7. Is the source blocked? The document looks it up only where the answer may differ from the last one.
+        let source = packet.source();
+        if self.blocklist.iter().any(|prefix| prefix.contains(&source.ip())) {
+            return Err(Reason::BlockedSource);
+        }
+
+        // 8. Is there budget left?
+        if !memory.bucket.take(user.rate, user.burst, now_ns) {
+            return Err(Reason::RateLimited);
+        }
+
+        // 9. Roaming.
+        if is_newest {
+            let client = Client {
+                address: source,
+                mac: packet.source_mac(),
+                listener,
+                blocklist_generation: self.blocklist_generation,
+            };
+            let nobody = client.mac == [0; 6] && client.address.port() == 0;
+            memory.client = (!nobody).then_some(client);
+        }
+
+        // 10. Is it a ping?
+        if payload.is_empty() {
+            return Ok((Reason::Ping, self.reflected(packet, datagram)));
+        }
+
+        // 11. Where to?
+        let unresolved = Reason::DestinationUnresolved;
+        if user.to.is_ipv4() != source.is_ipv4() {
+            return Err(unresolved);
+        }
+        let egress = self.egress_of_slot(token.slot, user.to).ok_or(unresolved)?;
+        let destination = self.destinations.iter().find(|known| known.to == user.to);
+        let next_hop = destination.and_then(|known| known.next_hop).ok_or(unresolved)?;
+
+        // 12. May it travel on?
+        if packet.hop_limit() <= 1 {
+            return Err(Reason::TtlExpired);
+        }
+        if packet.rewritten_bytes(payload) > usize::from(next_hop.mtu) {
+            return Err(Reason::TooBig);
+        }
+
+        // 13. Relay it.
+        let memory = &mut self.memories[slot];
+        memory.uplink.add(payload);
+        let outside = Outside {
+            from_mac: self.world.mac,
+            to_mac: next_hop.mac,
+            from: egress,
+            to: user.to,
+            hop_limit: packet.hop_limit() - 1,
+        };
+        Ok((Reason::Relayed, rewrite::rewrite(packet, &outside, payload)))
+    }
+
+    /// The datagram goes back to its sender as it came.
+    fn reflected(&self, packet: &Packet, datagram: &[u8]) -> Vec<u8> {
+        let outside = Outside {
+            from_mac: self.world.mac,
+            to_mac: packet.source_mac(),
+            from: packet.destination(),
+            to: packet.source(),
+            hop_limit: PING_HOP_LIMIT,
+        };
+        rewrite::rewrite(packet, &outside, datagram)
+    }
+
+    /// "What the relay does: downlink".
+    ///
+    /// # Errors
+    /// The reason why it is not sent.
+    fn downlink(&mut self, packet: &Packet, slot: u32) -> Result<Sent, Reason> {
+        let unsolicited = Reason::Unsolicited;
+
+        // A user has the slot, and the packet comes from exactly the user's destination address and port.
+        let user = self.users.get(slot as usize).copied().flatten().ok_or(unsolicited)?;
+        if packet.source() != user.to {
+            return Err(unsolicited);
+        }
+
+        // The client's address is known.
+        let memory = &mut self.memories[slot as usize];
+        let client = memory.client.ok_or(unsolicited)?;
+        if client.address.is_ipv4() != user.to.is_ipv4() {
+            return Err(unsolicited);
+        }
+
+        if packet.is_fragment() {
+            return Err(Reason::Fragment);
+        }
+        let payload = packet.payload().ok_or(Reason::Truncated)?;
+        if packet.hop_limit() <= 1 {
+            return Err(Reason::TtlExpired);
+        }
+        if packet.rewritten_bytes(payload) > usize::from(self.world.mtu) {
+            return Err(Reason::TooBig);
+        }
+
+        memory.downlink.add(payload);
+        let outside = Outside {
+            from_mac: self.world.mac,
+            to_mac: client.mac,
+            from: client.listener,
+            to: client.address,
+            hop_limit: packet.hop_limit() - 1,
+        };
+        Ok((Reason::Relayed, rewrite::rewrite(packet, &outside, payload)))
+    }
+
+    /// `slot = port − first egress port + ports per address × index of the egress address`, if this is an egress
+    /// address and port.
+    fn slot_of_egress(&self, at: SocketAddr) -> Option<u32> {
+        let ports = u32::from(self.world.egress_ports);
+        let index = self
+            .egress_addresses(at.is_ipv4())
+            .position(|address| address == at.ip())?;
+        let nth = u32::from(at.port()).checked_sub(u32::from(self.world.first_egress_port))?;
+        (nth < ports).then_some(nth + ports * index as u32)
+    }
+
+    /// The same the other way round: the egress address, of the family of `to`, and the port of a slot.
+    fn egress_of_slot(&self, slot: u32, to: SocketAddr) -> Option<SocketAddr> {
+        let ports = u32::from(self.world.egress_ports);
+        let address = self.egress_addresses(to.is_ipv4()).nth((slot / ports) as usize)?;
+        let port = self.world.first_egress_port + (slot % ports) as u16;
+        Some(SocketAddr::new(address, port))
+    }
+
+    fn egress_addresses(&self, v4: bool) -> impl Iterator<Item = IpAddr> {
+        let addresses = self.world.egress.iter().copied();
+        addresses.filter(move |address| address.is_ipv4() == v4)
+    }
+
+    /// Gives a slot, which exists, to a user, with nothing remembered.
+    pub fn publish(&mut self, user: User) {
+        self.users[user.slot as usize] = Some(user);
+        self.memories[user.slot as usize] = Memory::default();
+    }
+
+    /// Takes a slot, which exists, from its user. What is remembered of the user stays until the next one comes.
+    pub fn remove(&mut self, slot: u32) {
+        self.users[slot as usize] = None;
+    }
+
+    /// Whether users may have this destination.
+    #[must_use]
+    pub fn has_destination(&self, to: SocketAddr) -> bool {
+        self.destinations.iter().any(|known| known.to == to)
+    }
+
+    /// Sets or clears the next hop of a destination; whether there is such a destination.
+    pub fn set_next_hop(&mut self, to: SocketAddr, next_hop: Option<NextHop>) -> bool {
+        let known = self.destinations.iter_mut().find(|known| known.to == to);
+        known.map(|destination| destination.next_hop = next_hop).is_some()
+    }
+
+    /// Replaces the blocklist; this one is known by the number `generation`.
+    pub fn set_blocklist(&mut self, prefixes: &[IpNet], generation: u16) {
+        self.blocklist = prefixes.to_vec();
+        self.blocklist_generation = generation;
+    }
+
+    /// What is remembered of a slot, which exists.
+    #[must_use]
+    pub fn memory(&self, slot: u32) -> &Memory {
+        &self.memories[slot as usize]
+    }
+}

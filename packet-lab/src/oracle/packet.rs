@@ -1,0 +1,151 @@
+//! Reading a frame: Ethernet, IPv4 or IPv6, UDP. Headers are etherparse's; lengths are believed only as far as the
+//! document says.
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{
+    EtherType, Ethernet2Header, Ethernet2HeaderSlice, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv6FragmentHeader,
+    Ipv6FragmentHeaderSlice, Ipv6Header, Ipv6HeaderSlice, UdpHeader, UdpHeaderSlice,
+};
+
+/// An IP header.
+#[derive(Clone, Debug)]
+pub enum Ip<'a> {
+    /// IPv4, with its options.
+    V4(Ipv4HeaderSlice<'a>),
+    /// IPv6, and whether a Fragment header is between it and UDP.
+    V6(Ipv6HeaderSlice<'a>, bool),
+}
+
+/// A frame that was found to carry a UDP header.
+#[derive(Clone, Debug)]
+pub struct Packet<'a> {
+    frame: &'a [u8],
+    ethernet: Ethernet2HeaderSlice<'a>,
+    /// The IP header.
+    pub ip: Ip<'a>,
+    /// The UDP header.
+    pub udp: UdpHeaderSlice<'a>,
+    udp_at: usize,
+}
+
+impl<'a> Packet<'a> {
+    /// Reads a frame up to its UDP header; `None` if there is none, or it belongs to a later fragment.
+    #[must_use]
+    pub fn read(frame: &'a [u8]) -> Option<Self> {
+        let ethernet = Ethernet2HeaderSlice::from_slice(frame).ok()?;
+        let after = &frame[Ethernet2Header::LEN..];
+        let (ip, ip_bytes) = match ethernet.ether_type() {
+            EtherType::IPV4 => read_ipv4(after),
+            EtherType::IPV6 => read_ipv6(after),
+            _ => None,
+        }?;
+        Some(Self {
+            frame,
+            ethernet,
+            ip,
+            udp: UdpHeaderSlice::from_slice(&after[ip_bytes..]).ok()?,
+            udp_at: Ethernet2Header::LEN + ip_bytes,
+        })
+    }
+
+    /// The MAC address that it came from.
+    #[must_use]
+    pub fn source_mac(&self) -> [u8; 6] {
+        self.ethernet.source()
+    }
+
+    /// Address and port of the sender.
+    #[must_use]
+    pub fn source(&self) -> SocketAddr {
+        let address: IpAddr = match &self.ip {
+            Ip::V4(header) => header.source_addr().into(),
+            Ip::V6(header, _) => header.source_addr().into(),
+        };
+        SocketAddr::new(address, self.udp.source_port())
+    }
+
+    /// Address and port of the receiver.
+    #[must_use]
+    pub fn destination(&self) -> SocketAddr {
+        let address: IpAddr = match &self.ip {
+            Ip::V4(header) => header.destination_addr().into(),
+            Ip::V6(header, _) => header.destination_addr().into(),
+        };
+        SocketAddr::new(address, self.udp.destination_port())
+    }
+
+    /// TTL or hop limit.
+    #[must_use]
+    pub fn hop_limit(&self) -> u8 {
+        match &self.ip {
+            Ip::V4(header) => header.ttl(),
+            Ip::V6(header, _) => header.hop_limit(),
+        }
+    }
+
+    /// Whether it is the first of several fragments, or may be.
+    #[must_use]
+    pub fn is_fragment(&self) -> bool {
+        match &self.ip {
+            Ip::V4(header) => header.more_fragments(),
+            Ip::V6(_, has_fragment_header) => *has_fragment_header,
+        }
+    }
+
+    /// The UDP payload; `None` if the headers claim more bytes than came, or contradict each other.
+    #[must_use]
+    pub fn payload(&self) -> Option<&'a [u8]> {
+        let ip_bytes = match &self.ip {
+            Ip::V4(header) => usize::from(header.total_len()),
+            Ip::V6(header, _) => Ipv6Header::LEN + usize::from(header.payload_length()),
+        };
+        let ip_end = Ethernet2Header::LEN + ip_bytes;
+        if self.udp_end() > ip_end || ip_end > self.frame.len() {
+            return None;
+        }
+        self.frame.get(self.udp_at + UdpHeader::LEN..self.udp_end())
+    }
+
+    /// The bytes of the frame behind the UDP datagram, if its payload is whole.
+    #[must_use]
+    pub fn behind(&self) -> &'a [u8] {
+        self.frame.get(self.udp_end()..).unwrap_or_default()
+    }
+
+    fn udp_end(&self) -> usize {
+        self.udp_at + usize::from(self.udp.length())
+    }
+
+    /// Bytes of the IP packet with this payload, when it is sent on: without options and extension headers.
+    #[must_use]
+    pub fn rewritten_bytes(&self, payload: &[u8]) -> usize {
+        let header = match self.ip {
+            Ip::V4(_) => Ipv4Header::MIN_LEN,
+            Ip::V6(..) => Ipv6Header::LEN,
+        };
+        header + UdpHeader::LEN + payload.len()
+    }
+}
+
+/// An IPv4 header that UDP follows, and its length.
+fn read_ipv4(bytes: &[u8]) -> Option<(Ip<'_>, usize)> {
+    let header = Ipv4HeaderSlice::from_slice(bytes).ok()?;
+    let has_ports = header.protocol() == IpNumber::UDP && header.fragments_offset().value() == 0;
+    let length = header.slice().len();
+    has_ports.then_some((Ip::V4(header), length))
+}
+
+/// An IPv6 header that UDP follows, perhaps behind a Fragment header, and the length of both.
+fn read_ipv6(bytes: &[u8]) -> Option<(Ip<'_>, usize)> {
+    let header = Ipv6HeaderSlice::from_slice(bytes).ok()?;
+    match header.next_header() {
+        IpNumber::UDP => Some((Ip::V6(header, false), Ipv6Header::LEN)),
+        IpNumber::IPV6_FRAGMENTATION_HEADER => {
+            let fragment = Ipv6FragmentHeaderSlice::from_slice(&bytes[Ipv6Header::LEN..]).ok()?;
+            let has_ports = fragment.next_header() == IpNumber::UDP && fragment.fragment_offset().value() == 0;
+            has_ports.then_some((Ip::V6(header, true), Ipv6Header::LEN + Ipv6FragmentHeader::LEN))
+        }
+        _ => None,
+    }
+}
