@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
+    hash::{DefaultHasher, Hash, Hasher as _},
     io::{self, BufWriter, Read as _, Write},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -125,21 +125,40 @@ fn names(args: &Args) -> (String, String) {
     (args.first.display().to_string(), args.second.display().to_string())
 }
 
-/// The hash of each packet's bytes.
-fn hashes(path: &Path) -> Result<Vec<u64>, Stopped> {
+/// What packets are aligned by.
+#[derive(Default)]
+struct Hashes {
+    /// Of all bytes.
+    exact: Vec<u64>,
+    /// Of who sends how much to whom: for those that changed.
+    shape: Vec<u64>,
+}
+
+fn hashes(path: &Path) -> Result<Hashes, Stopped> {
     if path == Path::new("-") {
         return Err(Stopped::Input(anyhow::anyhow!(
             "a capture is read twice, which standard input cannot be: write it to a file"
         )));
     }
-    let mut hashes = Vec::new();
+    let mut hashes = Hashes::default();
     for packet in Capture::open(path)? {
         let packet = packet?;
-        let mut hasher = DefaultHasher::new();
-        (&packet.data, packet.original_length).hash(&mut hasher);
-        hashes.push(hasher.finish());
+        let outline = Outline::of(&packet.data);
+        hashes.exact.push(hash(&(&packet.data, packet.original_length)));
+        hashes.shape.push(hash(&(
+            outline.addresses,
+            outline.protocol,
+            outline.ports,
+            packet.original_length,
+        )));
     }
     Ok(hashes)
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// How many packets are what.
@@ -184,25 +203,23 @@ impl Side {
 fn by_packet(args: &Args, out: &mut impl Write) -> Result<bool, Stopped> {
     let (first, second) = (hashes(&args.first)?, hashes(&args.second)?);
     let deadline = Instant::now() + ALIGNING;
-    let operations = capture_diff_slices_deadline(Algorithm::Myers, &first, &second, Some(deadline));
+    let align = |a: &[u64], b: &[u64]| capture_diff_slices_deadline(Algorithm::Myers, a, b, Some(deadline));
     let mut comparison = Comparison {
         args,
         sides: [Side::new(&args.first)?, Side::new(&args.second)?],
         counts: Counts::default(),
         headed: false,
     };
-    for operation in operations {
-        match operation {
-            DiffOp::Equal { len, .. } => comparison.pairs(len, out)?,
-            DiffOp::Delete { old_len, .. } => comparison.only(0, old_len, out)?,
-            DiffOp::Insert { new_len, .. } => comparison.only(1, new_len, out)?,
-            DiffOp::Replace { old_len, new_len, .. } => {
-                // What stands in the same place is most likely the same packet, changed.
-                let both = old_len.min(new_len);
-                comparison.pairs(both, out)?;
-                comparison.only(0, old_len - both, out)?;
-                comparison.only(1, new_len - both, out)?;
-            }
+    for operation in align(&first.exact, &second.exact) {
+        let DiffOp::Replace { .. } = operation else {
+            comparison.follow(&operation, out)?;
+            continue;
+        };
+        for operation in align(
+            &first.shape[operation.old_range()],
+            &second.shape[operation.new_range()],
+        ) {
+            comparison.follow(&operation, out)?;
         }
     }
     comparison.conclude(out)
@@ -216,6 +233,15 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
+    fn follow(&mut self, operation: &DiffOp, out: &mut impl Write) -> Result<(), Stopped> {
+        let (first, second) = (operation.old_range().len(), operation.new_range().len());
+        // What stands in the same place is most likely the same packet, changed.
+        let both = first.min(second);
+        self.pairs(both, out)?;
+        self.only(0, first - both, out)?;
+        self.only(1, second - both, out)
+    }
+
     fn pairs(&mut self, count: usize, out: &mut impl Write) -> Result<(), Stopped> {
         for _ in 0..count {
             let (first_number, first) = self.sides[0].next()?;

@@ -4,6 +4,7 @@ mod bench;
 mod diff;
 mod doctor;
 mod progress;
+mod record;
 mod relay;
 mod replay;
 mod show;
@@ -53,6 +54,8 @@ enum Command {
     Diff(diff::Args),
     /// Say what this environment can run, and what to do where it cannot
     Doctor(doctor::Args),
+    /// Make a scenario from a capture
+    Record(record::Args),
     /// Send what a capture has for the relay through it, and say what became of it
     Replay(replay::Args),
     /// Show a capture packet by packet
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::execute(&args),
         Command::Diff(args) => diff::execute(&args),
         Command::Doctor(args) => doctor::execute(&args),
+        Command::Record(args) => record::execute(&args),
         Command::Replay(args) => replay::execute(&args),
         Command::Show(args) => show::execute(&args),
         Command::Simulate(args) => simulate::execute(&args),

@@ -113,12 +113,18 @@ impl RelayArgs {
     }
 }
 
+/// Fails for `-`.
+pub fn refuse_stdin(path: &Path) -> Result<(), (Exit, anyhow::Error)> {
+    if path != Path::new("-") {
+        return Ok(());
+    }
+    let why = anyhow::anyhow!("the capture is read twice, which standard input cannot be: write it to a file");
+    Err((Exit::Usage, why))
+}
+
 /// Looks through a capture. How it ends is left to whoever reads it again.
 pub fn survey(path: &Path) -> Result<(Survey, Option<CaptureError>), (Exit, anyhow::Error)> {
-    if path == Path::new("-") {
-        let why = anyhow::anyhow!("the capture is read twice, which standard input cannot be: write it to a file");
-        return Err((Exit::Usage, why));
-    }
+    refuse_stdin(path)?;
     let mut progress = Progress::new("looking through the capture");
     let survey = Survey::of(path, &mut |bytes, of_bytes| progress.at(bytes, of_bytes, ""));
     progress.finish();

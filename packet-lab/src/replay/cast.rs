@@ -326,12 +326,12 @@ pub fn lab_grants(grants: &[grant::Grant]) -> Vec<Grant> {
 }
 
 /// The salt of a user who was made up.
-fn made_up_salt(slot: u32) -> u32 {
+pub(super) fn made_up_salt(slot: u32) -> u32 {
     0x5a17_0000 ^ slot
 }
 
 /// The key of a user who was made up.
-fn made_up_key(slot: u32) -> [u8; 16] {
+pub(super) fn made_up_key(slot: u32) -> [u8; 16] {
     let mut key = *b"packet-lab key \0";
     key[12..].copy_from_slice(&slot.to_be_bytes());
     key

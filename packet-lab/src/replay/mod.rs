@@ -12,6 +12,7 @@
 )]
 
 pub mod cast;
+pub mod record;
 mod resign;
 pub mod select;
 mod summary;

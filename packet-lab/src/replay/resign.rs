@@ -77,6 +77,8 @@ struct Seat {
     v4: bool,
     next_pn: u64,
     taken: bool,
+    /// Whether a token of its was sealed.
+    used: bool,
 }
 
 impl Resigner {
@@ -94,6 +96,7 @@ impl Resigner {
             v4: user.to.is_ipv4(),
             next_pn: 1,
             taken: false,
+            used: false,
         });
         let by_slot = world.users.iter().enumerate().map(|(seat, user)| (user.slot, seat));
         Self {
@@ -131,6 +134,11 @@ impl Resigner {
     #[must_use]
     pub fn tally(&self) -> Tally {
         self.tally
+    }
+
+    /// The slots of the users whose tokens were sealed.
+    pub fn used_slots(&self) -> impl Iterator<Item = u32> + '_ {
+        self.seats.iter().filter(|seat| seat.used).map(|seat| seat.grant.slot)
     }
 
     /// Forgets which tokens were seen, so that the same capture can be sent once more without being all replays.
@@ -185,6 +193,7 @@ impl Resigner {
             && let Some(seat) = self.seat_of(grant.slot)
         {
             let seat = &mut self.seats[seat];
+            seat.used = true;
             if grant.open(sealed).is_none() {
                 return Some((seat.grant.wrong_token(pn, payload_len), Resigned::Wrong));
             }
@@ -193,6 +202,7 @@ impl Resigner {
         }
         let seat = self.seat_for(from)?;
         let seat = &mut self.seats[seat];
+        seat.used = true;
         let pn = seat.next_pn;
         seat.next_pn = pn.saturating_add(1);
         Some((seat.grant.token(pn, payload_len), Resigned::Sealed))
