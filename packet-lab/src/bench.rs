@@ -214,6 +214,14 @@ pub fn run(options: Options, progress: &mut dyn FnMut(usize, usize)) -> Result<R
     })
 }
 
+/// What does not vary from run to run, without measuring anything else. `packets` and `rounds` do not matter.
+///
+/// # Errors
+/// See [`BenchError`].
+pub fn size(options: Options) -> Result<Size, BenchError> {
+    Bench::new(options)?.size()
+}
+
 /// Times single packets, in a program loaded for that: one round, every packet.
 fn latency(options: Options) -> Result<Latency, BenchError> {
     let path = Path::Uplink;

@@ -87,6 +87,14 @@ fn unprivileged(arguments: &[&str]) -> Option<Output> {
 #[case::a_limit_without_a_base(&["bench", "--fail-above", "5%"], "--compare <BASE.json>")]
 #[case::no_such_base(&["bench", "--compare", "/nonexistent/base.json"], "reading /nonexistent/base.json")]
 #[case::a_base_that_is_none(&["bench", "--compare", "/dev/null"], "/dev/null is not what `packet-lab bench --json` prints")]
+#[case::no_simulated_users(&["simulate", "--users", "0"], "users is 0: 1 to 100000")]
+#[case::no_virtual_time(&["simulate", "--seconds", "-1"], "seconds is -1: 0.001 to 3600")]
+#[case::more_loss_than_everything(&["simulate", "--loss", "101%"], "path.loss_percent is 101: 0 to 100")]
+#[case::an_unknown_class(&["simulate", "--mix", "happy=1"], "there is no class `happy`; there are steady, bursty")]
+#[case::a_class_without_a_number(&["simulate", "--mix", "steady"], "`steady` has no number: write steady=100")]
+#[case::an_attack_among_users(&["simulate", "--mix", "forged_tags=1"], "mix.forged_tags is 1: that is an attack")]
+#[case::no_such_profile(&["simulate", "--profile", "/nonexistent"], "reading the profile /nonexistent")]
+#[case::a_profile_that_is_none(&["simulate", "--profile", "Cargo.toml"], "the profile Cargo.toml is not one")]
 fn wrong_usage_ends_with_2_and_says_what_is_wrong(#[case] arguments: &[&str], #[case] message: &str) {
     let output = run(packet_lab().args(arguments));
     assert_ended(&output, 2);
@@ -186,6 +194,81 @@ fn a_bench_passes_against_a_base_that_was_worse_and_fails_against_one_that_was_b
         text(&output.stderr).contains("--users 99, this with 100"),
         "{}",
         text(&output.stderr)
+    );
+}
+
+#[test]
+fn without_capabilities_a_simulation_runs_through_the_host_and_says_so() {
+    let small = ["simulate", "--users=20", "--seconds=0.1", "--attack=none"];
+    let Some(output) = unprivileged(&small) else {
+        return;
+    };
+    assert_ended(&output, 0);
+    assert!(
+        text(&output.stderr).contains("through the host backend"),
+        "{}",
+        text(&output.stderr)
+    );
+    assert!(
+        text(&output.stdout).contains("all invariants hold"),
+        "{}",
+        text(&output.stdout)
+    );
+    let Some(output) = unprivileged(&[small.as_slice(), &["--backend=kernel"]].concat()) else {
+        return;
+    };
+    assert_ended(&output, 3);
+    assert!(text(&output.stderr).contains("run as root"), "{}", text(&output.stderr));
+}
+
+#[rstest]
+#[case::host("host")]
+#[case::oracle("oracle")]
+fn a_printed_profile_gives_the_run_that_its_options_give(#[case] backend: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let profile = dir.path().join("profile.toml");
+    let options = [
+        "--users=40",
+        "--seconds=0.2",
+        "--loss=5%",
+        "--reorder=20%",
+        "--seed=9",
+        "--mix=steady=3,roaming=1",
+    ];
+    let backend = format!("--backend={backend}");
+    let printed = run(packet_lab().arg("simulate").args(options).arg("--print-profile"));
+    assert_ended(&printed, 0);
+    fs::write(&profile, &printed.stdout).unwrap();
+    let by_options = run(packet_lab().args(["simulate", "--json", &backend]).args(options));
+    assert_ended(&by_options, 0);
+    let by_profile = run(packet_lab()
+        .args(["simulate", "--json", &backend, "--profile"])
+        .arg(&profile));
+    assert_eq!(json(&by_options), json(&by_profile));
+    let rows = json(&by_options)["rows"].clone();
+    assert_eq!(rows[0]["class"], "steady");
+    assert_eq!(
+        (rows[0]["users"].as_u64(), rows[1]["users"].as_u64()),
+        (Some(30), Some(10)),
+        "{rows:#}"
+    );
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_an_error_that_names_it() {
+    let small = [
+        "simulate",
+        "--users=5",
+        "--seconds=0.1",
+        "--attack=none",
+        "--backend=host",
+    ];
+    let output = run(packet_lab().args(small).args(["--report", "/nonexistent/report.html"]));
+    assert_ended(&output, 3);
+    let message = text(&output.stderr);
+    assert!(
+        message.contains("writing the report /nonexistent/report.html"),
+        "{message}"
     );
 }
 

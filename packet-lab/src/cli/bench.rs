@@ -5,7 +5,6 @@ use std::{fs, path::PathBuf};
 use anyhow::Context as _;
 use clap::value_parser;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use indicatif::{ProgressBar, ProgressStyle};
 use packet_lab::{
     backend::kernel::missing_capabilities,
     bench::{BenchError, MOST_PACKETS, Options, Report, Worse, run},
@@ -72,10 +71,7 @@ pub fn execute(args: &Args) -> Ended {
         );
         return Err((Exit::Environment, why));
     }
-    let bar = ProgressBar::new(0).with_style(
-        ProgressStyle::with_template("{bar:40} {pos}/{len} measurements, {elapsed}")
-            .unwrap_or(ProgressStyle::default_bar()),
-    );
+    let mut shown = super::progress::Progress::new("measuring");
     let options = Options {
         users: args.users,
         payload_bytes: args.size as usize,
@@ -84,10 +80,10 @@ pub fn execute(args: &Args) -> Ended {
         rounds: args.rounds as usize,
     };
     let report = run(options, &mut |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
+        let message = format!("{done} of {all} measurements");
+        shown.at(done as u64, Some(all as u64), &message);
     });
-    bar.finish_and_clear();
+    shown.finish();
     let report = report.map_err(|error| (exit(&error), error.into()))?;
     if args.json {
         json(&report);

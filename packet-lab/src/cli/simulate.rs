@@ -1,12 +1,15 @@
 //! `simulate`: many users over virtual time.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressStyle};
 use packet_lab::{
     World,
-    backend::{BackendError, host::HostBackend, kernel::missing_capabilities},
+    backend::{BackendError, host::HostBackend, kernel::missing_capabilities, oracle::OracleBackend},
+    capture::{CaptureError, Packet, Writer},
     report,
     simulate::{Class, Profile, Progress, Report, SimulateError, Subject, number, run},
 };
@@ -40,7 +43,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     users: Option<u32>,
     /// Virtual seconds [default: 5]
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
     seconds: Option<f64>,
     /// What all chance comes from [default: 1]
     #[arg(long, value_name = "SEED")]
@@ -69,6 +72,9 @@ pub struct Args {
     /// Write a page of HTML for people: what held, plots over time, every class
     #[arg(long, value_name = "FILE.html", conflicts_with = "print_profile")]
     report: Option<PathBuf>,
+    /// Write the packets that violated an invariant to a pcapng file, before and after, with what was wrong as comments
+    #[arg(long, value_name = "OUT.pcapng", conflicts_with = "print_profile")]
+    write: Option<PathBuf>,
     /// Print JSON
     #[arg(long, conflicts_with = "print_profile")]
     json: bool,
@@ -77,8 +83,12 @@ pub struct Args {
 /// The backends that can be simulated through.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Kind {
+    /// The real program, by BPF_PROG_TEST_RUN; needs root
     Kernel,
+    /// The program's logic in this process
     Host,
+    /// The model written from the protocol document alone
+    Oracle,
 }
 
 /// Classes and a number for each.
@@ -141,6 +151,9 @@ pub fn execute(args: &Args) -> Ended {
     } else {
         line(&describe(&report));
     }
+    if let Some(path) = &args.write {
+        write(path, &report).map_err(|error| (Exit::Environment, error.into()))?;
+    }
     if let Some(path) = &args.report {
         report::write(path, &report::simulation(&report)).map_err(|error| (Exit::Environment, error.into()))?;
     }
@@ -176,17 +189,29 @@ fn simulate(profile: &Profile, kind: Kind) -> Result<Report, SimulateError> {
         match kind {
             Kind::Kernel => Subject::kernel(world),
             Kind::Host => Subject::new(Box::new(HostBackend::new(world)?)),
+            Kind::Oracle => Subject::new(Box::new(OracleBackend::new(world)?)),
         }
     };
-    let bar = ProgressBar::new(0)
-        .with_style(ProgressStyle::with_template("{bar:40} {msg}, {elapsed}").unwrap_or(ProgressStyle::default_bar()));
+    let mut shown = super::progress::Progress::new("simulating");
     let report = run(profile, &mut make, &mut |progress: Progress| {
-        bar.set_length(progress.all_ms);
-        bar.set_position(progress.done_ms);
-        bar.set_message(format!("{} packets", number(progress.packets)));
+        let packets = format!("{} packets", number(progress.packets));
+        shown.at(progress.done_ms, Some(progress.all_ms), &packets);
     });
-    bar.finish_and_clear();
+    shown.finish();
     report
+}
+
+/// Every violation's packet as it came, and as it was afterwards.
+fn write(path: &Path, report: &Report) -> Result<(), CaptureError> {
+    let mut writer = Writer::create(path)?;
+    for violation in report.violations.iter().filter(|violation| !violation.input.is_empty()) {
+        let comment = format!("{}: {}", violation.invariant.name(), violation.what);
+        for (frame, when) in [(&violation.input, "input"), (&violation.output, "output")] {
+            let packet = Packet::new(violation.at_ns, frame.clone());
+            writer.write(&packet.commented(format!("{when}; {comment}")))?;
+        }
+    }
+    writer.finish()
 }
 
 fn exit(error: &SimulateError) -> Exit {

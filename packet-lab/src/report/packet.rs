@@ -4,7 +4,7 @@ use std::{fmt::Write as _, ops::Range};
 
 use maud::{Markup, html};
 
-use crate::inspect::{self, IpHeader, UdpFrameView};
+use crate::inspect::{Dissection, Layer};
 
 const ETHERNET_BYTES: usize = 14;
 const UDP_BYTES: usize = 8;
@@ -32,17 +32,17 @@ pub(super) fn pair(headings: [&str; 2], left: &[u8], right: &[u8]) -> Markup {
 
 /// The fields of packets in a table, those that differ marked.
 fn fields(packets: &[(&str, &[u8])]) -> Markup {
-    let read: Vec<Vec<(&'static str, String)>> = packets.iter().map(|(_, frame)| decode(frame)).collect();
+    let read: Vec<Vec<(String, String)>> = packets.iter().map(|(_, frame)| decode(frame)).collect();
     let names: Vec<&str> = {
         let mut names: Vec<&str> = Vec::new();
         for (name, _) in read.iter().flatten() {
-            if !names.contains(name) {
+            if !names.contains(&name.as_str()) {
                 names.push(name);
             }
         }
         names
     };
-    let value = |of: &[(&'static str, String)], name: &str| {
+    let value = |of: &[(String, String)], name: &str| {
         of.iter()
             .find(|(known, _)| *known == name)
             .map(|(_, value)| value.clone())
@@ -74,42 +74,20 @@ fn fields(packets: &[(&str, &[u8])]) -> Markup {
     }
 }
 
-/// A frame's fields, by name.
-fn decode(frame: &[u8]) -> Vec<(&'static str, String)> {
-    let mut fields = vec![("frame", format!("{} bytes", frame.len()))];
-    let view = match UdpFrameView::read(frame) {
-        Ok(view) => view,
-        Err(unreadable) => {
-            fields.push(("not one UDP packet", unreadable.to_string()));
-            return fields;
-        }
+/// A frame's fields, by layer and name.
+fn decode(frame: &[u8]) -> Vec<(String, String)> {
+    let dissection = Dissection::of(frame);
+    let named = |layer: &Layer| {
+        let name = layer.name;
+        let fields = layer.fields.iter();
+        let fields = fields.map(move |(field, value)| (format!("{name} {field}").trim_end().to_owned(), value.clone()));
+        fields.collect::<Vec<_>>()
     };
-    fields.push(("MAC from", inspect::mac(view.from_mac)));
-    fields.push(("MAC to", inspect::mac(view.to_mac)));
-    fields.push(("from", view.from.to_string()));
-    fields.push(("to", view.to.to_string()));
-    fields.push(("TTL or hop limit", view.hop_limit.to_string()));
-    fields.push(("TOS or class", format!("{:#04x}", view.tos)));
-    match view.ip {
-        IpHeader::V4 {
-            identification,
-            dont_fragment,
-            option_bytes,
-            checksum,
-        } => {
-            let df = if dont_fragment { ", don't fragment" } else { "" };
-            fields.push(("identification", format!("{identification:#06x}{df}")));
-            if option_bytes > 0 {
-                fields.push(("options", format!("{option_bytes} bytes")));
-            }
-            fields.push(("IPv4 checksum", checksum.to_string()));
-        }
-        IpHeader::V6 { flow_label } => fields.push(("flow label", format!("{flow_label:#07x}"))),
-    }
-    fields.push(("UDP checksum", view.checksum.to_string()));
-    fields.push(("payload", format!("{} bytes", view.payload.len())));
-    if view.trailing > 0 {
-        fields.push(("after the packet", format!("{} bytes", view.trailing)));
+    let mut fields = vec![("frame".to_owned(), format!("{} bytes", frame.len()))];
+    fields.extend(dissection.layers.iter().flat_map(named));
+    fields.push(("payload".to_owned(), format!("{} bytes", dissection.payload.len())));
+    if dissection.trailing > 0 {
+        fields.push(("behind the packet".to_owned(), format!("{} bytes", dissection.trailing)));
     }
     fields
 }
@@ -158,14 +136,14 @@ fn changes(left: &[u8], right: &[u8]) -> (Vec<Change>, Vec<Change>) {
 /// Where Ethernet header, IP header, UDP header and the rest are; of what is no UDP packet, all is the first.
 fn parts(frame: &[u8]) -> [Range<usize>; 4] {
     let all = frame.len();
-    let ip_bytes = match UdpFrameView::read(frame).map(|view| view.ip) {
-        Ok(IpHeader::V4 { option_bytes, .. }) => 20 + option_bytes,
-        Ok(IpHeader::V6 { .. }) => 40,
-        Err(_) => return [0..all, all..all, all..all, all..all],
-    };
-    let udp = ETHERNET_BYTES + ip_bytes;
-    let payload = udp + UDP_BYTES;
-    [0..ETHERNET_BYTES, ETHERNET_BYTES..udp, udp..payload, payload..all]
+    let dissection = Dissection::of(frame);
+    let payload = dissection.payload_at;
+    match payload.checked_sub(UDP_BYTES).filter(|udp| *udp >= ETHERNET_BYTES) {
+        Some(udp) if dissection.layer("udp").is_some() => {
+            [0..ETHERNET_BYTES, ETHERNET_BYTES..udp, udp..payload, payload..all]
+        }
+        _ => [0..all, all..all, all..all, all..all],
+    }
 }
 
 fn hex(frame: &[u8], changes: &[Change]) -> Markup {
