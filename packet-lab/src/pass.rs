@@ -2,7 +2,7 @@
 //! the other end has a program too.
 
 use aya::{
-    Ebpf, EbpfError,
+    Ebpf, EbpfError, EbpfLoader,
     programs::{ProgramError, Xdp, xdp::XdpMode},
 };
 use object::{
@@ -46,7 +46,7 @@ impl PassProgram {
     /// # Errors
     /// If the kernel refuses it there; nothing stays attached.
     pub fn attach(interface: &str) -> Result<Self, PassError> {
-        let mut ebpf = Ebpf::load(&elf()?)?;
+        let mut ebpf = EbpfLoader::new().btf(None).load(&elf()?)?;
         attach(&mut ebpf, interface).map_err(|source| PassError::Attach {
             interface: interface.to_owned(),
             source,

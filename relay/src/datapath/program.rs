@@ -105,6 +105,8 @@ impl Loaded {
         }
         let settings = &options.settings;
         let mut loader = EbpfLoader::new();
+        // The program touches no structure of the kernel's whose layout it would have to be told.
+        loader.btf(None);
         loader
             .override_global(layout::SETTINGS_GLOBAL, settings.as_bytes(), true)
             .map_max_entries(map::USERS, settings.max_users)
