@@ -11,12 +11,14 @@ mod bench;
 mod chart;
 mod packet;
 mod page;
+pub mod run;
 mod simulation;
 
 use std::{fs, io, path::Path};
 
 pub use self::{
     bench::{Compared, bench},
+    run::run,
     simulation::simulation,
 };
 
