@@ -6,7 +6,9 @@ use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use packet_lab::{
     Backend, World,
-    backend::{BackendError, host::HostBackend, kernel, kernel::KernelBackend, veth, veth::VethBackend},
+    backend::{
+        BackendError, host::HostBackend, kernel, kernel::KernelBackend, oracle::OracleBackend, veth, veth::VethBackend,
+    },
     capture::{Packet, Writer},
     replay::{
         Options, Progress, ReplayError, Replayed, Resigner, Selector, Summary, Timing, Watcher, cast::lab_grants,
@@ -80,6 +82,8 @@ pub struct Args {
 enum Kind {
     /// The data plane's logic in this process
     Host,
+    /// The model written from the protocol document, in this process
+    Oracle,
     /// The XDP program in the kernel, by test run
     Kernel,
     /// The XDP program on a wire between network namespaces
@@ -193,7 +197,7 @@ impl Args {
 impl Kind {
     fn make(self, world: &World) -> Result<Box<dyn Backend>, (Exit, anyhow::Error)> {
         let missing = match self {
-            Self::Host => Vec::new(),
+            Self::Host | Self::Oracle => Vec::new(),
             Self::Kernel => kernel::missing_capabilities(),
             Self::Veth => veth::missing_capabilities(),
         };
@@ -205,6 +209,7 @@ impl Kind {
         }
         let backend: Result<Box<dyn Backend>, BackendError> = match self {
             Self::Host => HostBackend::new(world).map(|backend| Box::new(backend) as _),
+            Self::Oracle => OracleBackend::new(world).map(|backend| Box::new(backend) as _),
             Self::Kernel => KernelBackend::new(world).map(|backend| Box::new(backend) as _),
             Self::Veth => VethBackend::new(world).map(|backend| Box::new(backend) as _),
         };
