@@ -12,6 +12,7 @@
 )]
 
 pub mod cast;
+pub mod outputs;
 pub mod record;
 mod resign;
 pub mod select;
@@ -128,6 +129,14 @@ pub trait Watcher {
         Ok(())
     }
 
+    /// A packet of the capture was sent by the relay, or by its host.
+    ///
+    /// # Errors
+    /// Whatever should end the replay.
+    fn from_relay(&mut self, _packet: &Packet) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// Some more were.
     fn progress(&mut self, _progress: Progress) {}
 }
@@ -219,7 +228,11 @@ impl Run<'_> {
             if read.is_multiple_of(PROGRESS_EVERY) {
                 self.report(&capture, number);
             }
-            if !self.account.concern(self.selector.concern(&packet)) {
+            let concern = self.selector.concern(&packet);
+            if concern == Concern::FromRelay {
+                self.watcher.from_relay(&packet)?;
+            }
+            if !self.account.concern(concern) {
                 continue;
             }
             self.give(packet)?;
