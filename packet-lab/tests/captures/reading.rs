@@ -343,6 +343,32 @@ fn big_endian_pcapng_with_simple_and_old_packets_and_odd_stamps_is_read() {
     assert_eq!(packets[2].data, frame);
 }
 
+#[test]
+fn a_section_may_have_another_byte_order_than_the_one_before_and_an_interface_that_nobody_uses_may_be_anything() {
+    let first = read(&fixture("nsec.pcapng"));
+    let frame = UdpFrame::new(address("203.0.113.9:40000"), address("192.0.2.1:4500"), *b"payload!!!").build();
+    let length = frame.len() as u32;
+    let bytes = [
+        fs::read(fixture("nsec.pcapng")).unwrap(),
+        block(0x0a0d_0d0a, &words(&[0x1a2b_3c4d, 0x0001_0000, u32::MAX, u32::MAX])),
+        // USB, and Ethernet.
+        block(1, &words(&[0x00dc_0000, 0])),
+        block(1, &words(&[0x0001_0000, 0])),
+        block(6, &[words(&[1, 0, 7, length, length]), frame.clone()].concat()),
+        block(6, &[words(&[0, 0, 8, length, length]), frame.clone()].concat()),
+    ]
+    .concat();
+    let file = in_file(&bytes);
+    let packets: Vec<_> = Capture::open(file.path()).unwrap().collect();
+    let (last, rest) = packets.split_last().unwrap();
+    let rest: Vec<_> = rest.iter().map(|packet| packet.as_ref().unwrap().clone()).collect();
+    assert_eq!(rest[..first.len()], first);
+    assert_eq!((rest[first.len()].interface, rest[first.len()].at_ns), (2, 7_000));
+    assert_eq!(rest[first.len()].data, frame);
+    let error = last.as_ref().unwrap_err().to_string();
+    assert!(error.contains("link type USB_LINUX_MMAPPED (220)"), "{error}");
+}
+
 #[rstest]
 #[case::null_little_endian(0, [2, 0, 0, 0])]
 #[case::null_big_endian(0, [0, 0, 0, 2])]
