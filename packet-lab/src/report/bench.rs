@@ -199,7 +199,7 @@ fn table(report: &Report, base: Option<&Report>) -> Markup {
                 table {
                     thead {
                         tr {
-                            th scope="col" { "Path" } th scope="col" { "What happens" }
+                            th scope="col" { "Path" } th.wide-only scope="col" { "What happens" }
                             th.num scope="col" { "ns a packet" } th.num scope="col" { "From – to" }
                             th.num scope="col" { "× floor" } th.num scope="col" { "From – to" }
                             @if base.is_some() { th.num scope="col" { "Base" } th.num scope="col" { "Change" } }
@@ -209,7 +209,7 @@ fn table(report: &Report, base: Option<&Report>) -> Markup {
                         @for row in &report.rows {
                             tr {
                                 th scope="row" { (row.path) }
-                                td { (row.description) }
+                                td.wide-only { (row.description) }
                                 td.num { (format!("{:.0}", row.ns)) }
                                 td.num { (format!("{:.0} – {:.0}", row.range_ns[0], row.range_ns[1])) }
                                 td.num { strong { (format!("{:.2}", row.ratio)) } }

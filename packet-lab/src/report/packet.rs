@@ -49,7 +49,7 @@ fn fields(packets: &[(&str, &[u8])]) -> Markup {
     };
     html! {
         .wide {
-            table {
+            table.fields {
                 thead { tr { th scope="col" { "Field" } @for (heading, _) in packets { th scope="col" { (heading) } } } }
                 tbody {
                     @for name in names {

@@ -18,6 +18,8 @@ if (tools) {
       item.hidden = !fits;
       count += fits;
     }
+    for (const area of document.querySelectorAll(".area"))
+      area.hidden = !area.querySelector("details.item:not([hidden])");
     shown.textContent = count + " of " + items.length + " shown";
   };
   search.addEventListener("input", apply);

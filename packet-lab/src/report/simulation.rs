@@ -245,7 +245,7 @@ fn classes(report: &Report) -> Markup {
             }
             .card {
                 h3 { "What the classes are" }
-                dl {
+                dl.words {
                     @for row in &report.rows {
                         dt { strong { (row.class.name()) } @if row.attack { " " (badge(Tone::Note, "attack")) } }
                         dd { (row.class.description()) }
