@@ -133,7 +133,7 @@ pub trait Watcher {
     ///
     /// # Errors
     /// Whatever should end the replay.
-    fn from_relay(&mut self, _packet: &Packet) -> anyhow::Result<()> {
+    fn relay_sent(&mut self, _packet: &Packet) -> anyhow::Result<()> {
         Ok(())
     }
 
@@ -230,7 +230,7 @@ impl Run<'_> {
             }
             let concern = self.selector.concern(&packet);
             if concern == Concern::FromRelay {
-                self.watcher.from_relay(&packet)?;
+                self.watcher.relay_sent(&packet)?;
             }
             if !self.account.concern(concern) {
                 continue;

@@ -142,7 +142,7 @@ impl Watcher for Outputs {
         Ok(())
     }
 
-    fn from_relay(&mut self, packet: &Packet) -> anyhow::Result<()> {
+    fn relay_sent(&mut self, packet: &Packet) -> anyhow::Result<()> {
         Ok(self.captured(packet)?)
     }
 }
