@@ -130,6 +130,9 @@ fn without_capabilities_the_doctor_says_that_the_host_backend_runs_and_the_kerne
             .clone()
     };
     assert_eq!(finding("host backend")["ok"], true);
+    assert_eq!(finding("oracle backend")["ok"], true);
+    assert_eq!(finding("veth backend")["ok"], false);
+    assert_eq!(finding("veth backend")["fix"], "run as root");
     for what in ["capabilities", "kernel backend", "bench"] {
         assert_eq!(finding(what)["ok"], false, "{findings:#}");
         assert!(finding(what)["fix"].is_string(), "{findings:#}");
@@ -144,7 +147,16 @@ fn the_doctor_finds_nothing_amiss_where_these_tests_run_in_the_kernel() {
     let output = run(packet_lab().arg("doctor"));
     assert_ended(&output, 0);
     let found = text(&output.stdout);
-    for what in ["kernel backend", "host backend", "bench", "BPF JIT", "CPUs", "Linux "] {
+    for what in [
+        "host backend",
+        "oracle backend",
+        "kernel backend",
+        "veth backend",
+        "bench",
+        "BPF JIT",
+        "CPUs",
+        "Linux ",
+    ] {
         assert!(found.contains(what), "nothing about {what}:\n{found}");
     }
 }

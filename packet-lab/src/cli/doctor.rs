@@ -9,6 +9,7 @@ use packet_lab::{
     backend::{
         host::HostBackend,
         kernel::{KernelBackend, missing_capabilities},
+        oracle::OracleBackend,
         veth::{self, VethBackend},
     },
     bench::{self, Options},
@@ -52,6 +53,7 @@ pub fn execute(args: &Args) -> Ended {
         statistics(),
         capabilities(),
         host_backend(),
+        oracle_backend(),
         kernel_backend(),
         veth_backend(),
         benches(),
@@ -156,6 +158,15 @@ fn host_backend() -> Finding {
     match processed {
         Ok(_) => ok("host backend", "runs".to_owned()),
         Err(error) => missing("host backend", error.to_string(), "report this: it needs nothing"),
+    }
+}
+
+fn oracle_backend() -> Finding {
+    let frame = [0; 64];
+    let processed = OracleBackend::new(&World::new()).and_then(|mut oracle| oracle.process(1, &frame));
+    match processed {
+        Ok(_) => ok("oracle backend", "runs".to_owned()),
+        Err(error) => missing("oracle backend", error.to_string(), "report this: it needs nothing"),
     }
 }
 
