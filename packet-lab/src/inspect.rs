@@ -310,6 +310,17 @@ pub fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// The headers of a frame, a line each, as far as they can be read.
+#[must_use]
+pub fn headers(frame: &[u8]) -> Vec<String> {
+    let dissection = Dissection::of(frame);
+    let mut lines: Vec<String> = dissection.layers.iter().map(ToString::to_string).collect();
+    if dissection.trailing > 0 {
+        lines.push(format!("{} bytes behind the packet", dissection.trailing));
+    }
+    lines
+}
+
 /// A frame for people: its headers, or why they cannot be read, and all of its bytes, each line indented.
 #[must_use]
 pub fn describe(frame: &[u8]) -> String {

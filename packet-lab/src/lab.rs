@@ -1,12 +1,14 @@
 //! One world in several backends, in step.
 
-use std::net::SocketAddr;
+use std::{fmt, fs, net::SocketAddr, path::Path};
 
 use ipnet::IpNet;
 
 use crate::{
     backend::{Backend, BackendError, Counters, Traffic, UserState},
-    observe::Observation,
+    capture::{CaptureError, Packet, Writer},
+    inspect,
+    observe::{self, Observation},
     world::{NextHop, User, World},
 };
 
@@ -26,22 +28,74 @@ pub enum LabError {
         source: Box<BackendError>,
     },
     /// Two backends did not do the same.
-    #[error("{first} and {second} disagree about\n{input}{first}:\n{expected}\n{second}:\n{actual}")]
-    Disagreement {
-        /// A backend.
-        first: &'static str,
-        /// Another.
-        second: &'static str,
-        /// The frame, for people.
-        input: String,
-        /// What the first did.
-        expected: Box<Observation>,
-        /// What the second did.
-        actual: Box<Observation>,
-    },
+    #[error("{0}")]
+    Disagreement(Box<Disagreement>),
     /// No backend takes such a frame.
     #[error("no backend takes a frame of {0} bytes")]
     NoBackend(usize),
+}
+
+/// Two backends that did not do the same with a frame.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Disagreement {
+    /// A backend.
+    pub first: &'static str,
+    /// Another.
+    pub second: &'static str,
+    /// What the first did.
+    pub expected: Observation,
+    /// What the second did.
+    pub actual: Observation,
+}
+
+impl Disagreement {
+    /// Leaves `input.pcapng`, `expected.pcapng` and `actual.pcapng` in a folder, which is made: what was sent, and what
+    /// came out of each backend, with verdict and reason as comments.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn leave_captures(&self, folder: &Path, now_ns: u64) -> Result<(), CaptureError> {
+        fs::create_dir_all(folder).map_err(|error| CaptureError::Write {
+            path: folder.to_owned(),
+            error,
+        })?;
+        let write = |name: &str, frame: &[u8], comment: String| {
+            let mut writer = Writer::create(folder.join(name))?;
+            writer.write(&Packet::new(now_ns, frame.to_vec()).commented(comment))?;
+            writer.finish().map(drop)
+        };
+        let (first, second) = (self.first, self.second);
+        write(
+            "input.pcapng",
+            &self.expected.input,
+            format!("{first} and {second} disagree about this"),
+        )?;
+        write(
+            "expected.pcapng",
+            &self.expected.output,
+            format!("{first}: {}", self.expected.summary()),
+        )?;
+        write(
+            "actual.pcapng",
+            &self.actual.output,
+            format!("{second}: {}", self.actual.summary()),
+        )
+    }
+}
+
+impl fmt::Display for Disagreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (first, second) = (self.first, self.second);
+        writeln!(
+            f,
+            "{first} and {second} disagree about\n{}",
+            inspect::describe(&self.expected.input)
+        )?;
+        for (field, expected, actual) in observe::differences(&self.expected, &self.actual) {
+            writeln!(f, "  {field}:\n    {first}: {expected}\n    {second}: {actual}")?;
+        }
+        Ok(())
+    }
 }
 
 /// A world and the backends that it is put into.
@@ -73,6 +127,19 @@ impl Lab {
         &self.world
     }
 
+    /// The backends that cannot be given such a frame.
+    #[must_use]
+    pub fn not_taking(&self, frame: &[u8]) -> Vec<&'static str> {
+        let unable = self.backends.iter().filter(|backend| !backend.takes(frame));
+        unable.map(|backend| backend.name()).collect()
+    }
+
+    /// What is kept of the user in a slot, which exists, in the first backend.
+    #[must_use]
+    pub fn user(&self, slot: u32) -> Option<UserState> {
+        self.backends.first().map(|backend| backend.user(slot))
+    }
+
     /// Gives every backend this frame at this time on the lab's clock.
     ///
     /// # Errors
@@ -87,13 +154,12 @@ impl Lab {
                 None => first = Some((name, observed)),
                 Some((_, expected)) if *expected == observed => {}
                 Some((other, expected)) => {
-                    return Err(LabError::Disagreement {
+                    return Err(LabError::Disagreement(Box::new(Disagreement {
                         first: other,
                         second: name,
-                        input: crate::inspect::describe(frame),
-                        expected: Box::new(expected.clone()),
-                        actual: Box::new(observed),
-                    });
+                        expected: expected.clone(),
+                        actual: observed,
+                    })));
                 }
             }
         }

@@ -26,6 +26,7 @@ pub mod oracle;
 pub mod pass;
 pub mod replay;
 pub mod report;
+pub mod scenario;
 pub mod simulate;
 pub mod veth;
 pub mod world;

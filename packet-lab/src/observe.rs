@@ -1,6 +1,7 @@
 //! What a frame did, in a form to compare and to keep: small, sorted, the same on every run.
 
 use std::{
+    collections::BTreeSet,
     fmt::{self, Display},
     str::FromStr,
 };
@@ -112,6 +113,15 @@ impl Observation {
         (moved.next().is_none() && *traffic == once).then_some((direction, reason))
     }
 
+    /// Verdict and reason in a line: "TX uplink relayed".
+    #[must_use]
+    pub fn summary(&self) -> String {
+        match self.reason() {
+            Some((direction, reason)) => format!("{} {} {}", self.verdict, direction.name(), reason.name()),
+            None => self.verdict.to_string(),
+        }
+    }
+
     /// Fails unless the verdict is this, and exactly this counter moved, by this frame.
     ///
     /// # Panics
@@ -175,12 +185,9 @@ impl Display for Observation {
         }
         for (slot, before, after) in &self.users {
             writeln!(f, "user in slot {slot}:")?;
-            field(f, "newest", &before.newest, &after.newest)?;
-            field(f, "accepted", &ranges(before), &ranges(after))?;
-            field(f, "tat_ns", &before.tat_ns, &after.tat_ns)?;
-            field(f, "client", &client(before), &client(after))?;
-            field(f, "uplink", &before.uplink, &after.uplink)?;
-            field(f, "downlink", &before.downlink, &after.downlink)?;
+            for (field, before, after) in changes(before, after) {
+                writeln!(f, "  {field}: {before} -> {after}")?;
+            }
         }
         for direction in Direction::ALL {
             for reason in Reason::ALL {
@@ -193,11 +200,77 @@ impl Display for Observation {
     }
 }
 
-fn field<T: Display + PartialEq>(f: &mut fmt::Formatter<'_>, name: &str, before: &T, after: &T) -> fmt::Result {
-    if before == after {
-        return Ok(());
+/// What two observations of one frame do not have in common: field, what the first has and what the second.
+#[must_use]
+pub fn differences(first: &Observation, second: &Observation) -> Vec<(String, String, String)> {
+    let mut differences = Vec::new();
+    let mut compare = |field: String, first: String, second: String| {
+        if first != second {
+            differences.push((field, first, second));
+        }
+    };
+    compare("verdict".into(), first.verdict.to_string(), second.verdict.to_string());
+    compare("counted".into(), counted(first), counted(second));
+    for difference in inspect::compare(&first.output, &second.output) {
+        let value = |side: Option<String>| side.unwrap_or_else(|| "none".to_owned());
+        compare(
+            format!("output {}", difference.what),
+            value(difference.first),
+            value(difference.second),
+        );
     }
-    writeln!(f, "  {name}: {before} -> {after}")
+    let slots: BTreeSet<u32> = first
+        .users
+        .iter()
+        .chain(&second.users)
+        .map(|(slot, _, _)| *slot)
+        .collect();
+    for slot in slots {
+        let of = |observed: &Observation| {
+            let change = observed.users.iter().find(|(changed, _, _)| *changed == slot);
+            change.map(|(_, before, after)| (before.clone(), after.clone()))
+        };
+        let unchanged = of(first)
+            .or_else(|| of(second))
+            .map(|(before, _)| (before.clone(), before));
+        let [first, second] = [of(first), of(second)].map(|change| change.or_else(|| unchanged.clone()));
+        if let (Some(first), Some(second)) = (first, second) {
+            for (moment, first, second) in [("before", first.0, second.0), ("after", first.1, second.1)] {
+                for (field, first, second) in changes(&first, &second) {
+                    compare(format!("slot {slot} {field} {moment}"), first, second);
+                }
+            }
+        }
+    }
+    differences
+}
+
+fn counted(observed: &Observation) -> String {
+    let counted = observed.counters.iter().map(|(&(direction, reason), moved)| {
+        let direction = Direction::ALL.into_iter().find(|known| *known as u8 == direction);
+        format!("{} {}: {moved}", direction.map_or("", Direction::name), reason.name())
+    });
+    let counted: Vec<String> = counted.collect();
+    if counted.is_empty() {
+        "nothing".to_owned()
+    } else {
+        counted.join("; ")
+    }
+}
+
+/// What changed of what is kept of a user: field, before and after.
+#[must_use]
+pub fn changes(before: &UserState, after: &UserState) -> Vec<(&'static str, String, String)> {
+    let fields: [(&str, fn(&UserState) -> String); 6] = [
+        ("newest", |state| state.newest.to_string()),
+        ("accepted", ranges),
+        ("tat_ns", |state| state.tat_ns.to_string()),
+        ("client", client),
+        ("uplink", |state| state.uplink.to_string()),
+        ("downlink", |state| state.downlink.to_string()),
+    ];
+    let values = fields.into_iter().map(|(name, of)| (name, of(before), of(after)));
+    values.filter(|(_, before, after)| before != after).collect()
 }
 
 fn ranges(state: &UserState) -> String {

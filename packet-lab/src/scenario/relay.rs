@@ -1,0 +1,225 @@
+//! The relay of a scenario, its users and destinations, as a [`World`]; with the defaults that a file leaves out.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use relay_ebpf::layout::{MAX_EGRESS, MAX_LISTENERS};
+
+use super::file::{Destination, File, NextHop, Relay, Renew, Unmatched, User};
+use crate::world::{self, World};
+
+/// MAC address of next hops that nothing else is said of.
+pub const NEXT_HOP_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0xd1];
+/// Largest IP packet of a link that nothing else is said of, in bytes.
+const MTU: u16 = 1500;
+/// Key of the header protection that nothing else is said of.
+const HEADER_KEY: [u8; 16] = [
+    0xf0, 0xf1, 0xf2, 0xf3, 0xf4, 0xf5, 0xf6, 0xf7, 0xf8, 0xf9, 0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0xff,
+];
+const RATE: u32 = 10_000;
+const BURST: u32 = 1_000;
+/// More slots make runs slow and snapshots say nothing more.
+const MOST_USERS: u32 = 1 << 20;
+
+/// A relay with nothing left out.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    pub(super) world: World,
+    pub(super) max_users: u32,
+}
+
+impl Setting {
+    pub(super) fn of(relay: Option<&Relay>) -> Self {
+        let relay = relay.cloned().unwrap_or_default();
+        let base = World::new();
+        let listeners = relay.listen.unwrap_or(base.listeners);
+        let egress = relay.egress.unwrap_or_else(|| addresses(&listeners));
+        let (first, count) = relay
+            .egress_ports
+            .map_or((base.first_egress_port, base.egress_ports), |ports| {
+                (ports.first, (ports.last - ports.first).saturating_add(1))
+            });
+        let of = |v4: bool| egress.iter().filter(|address| address.is_ipv4() == v4).count() as u32;
+        let room = of(true).max(of(false)) * u32::from(count);
+        let max_users = relay.max_users.unwrap_or(room);
+        let protected = relay.header_protection.unwrap_or(true);
+        let world = World {
+            mac: relay.mac.map_or(base.mac, |mac| mac.0),
+            relay_id: relay.relay_id.unwrap_or(base.relay_id),
+            header_key: protected.then(|| relay.header_key.map_or(HEADER_KEY, |key| key.0)),
+            listeners,
+            egress,
+            first_egress_port: first,
+            egress_ports: count,
+            max_users,
+            drop_unmatched: relay.unmatched == Some(Unmatched::Drop),
+            mtu: relay.mtu.unwrap_or(MTU),
+            ..World::new()
+        };
+        Self { world, max_users }
+    }
+
+    /// What cannot be, by key.
+    pub(super) fn faults(&self) -> Vec<(&'static str, String)> {
+        let World { listeners, egress, .. } = &self.world;
+        let mut faults = Vec::new();
+        if listeners.is_empty() || listeners.len() > MAX_LISTENERS {
+            let count = listeners.len();
+            faults.push(("listen", format!("{count} listeners; a relay has 1 to {MAX_LISTENERS}")));
+        }
+        for v4 in [true, false] {
+            let count = egress.iter().filter(|address| address.is_ipv4() == v4).count();
+            if count > MAX_EGRESS {
+                let family = if v4 { 4 } else { 6 };
+                faults.push((
+                    "egress",
+                    format!("{count} IPv{family} addresses; a relay has at most {MAX_EGRESS}"),
+                ));
+            }
+        }
+        if egress.is_empty() {
+            faults.push(("egress", "no egress address: nothing could be relayed".to_owned()));
+        }
+        if self.max_users == 0 || self.max_users > MOST_USERS {
+            let message = format!("{} slots; a scenario's relay has 1 to {MOST_USERS}", self.max_users);
+            faults.push(("max_users", message));
+        }
+        faults
+    }
+}
+
+fn addresses(listeners: &[SocketAddr]) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for listener in listeners {
+        if !addresses.contains(&listener.ip()) {
+            addresses.push(listener.ip());
+        }
+    }
+    addresses
+}
+
+/// The users that there are, by id, with how often their grants were renewed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Users {
+    present: BTreeMap<u64, (world::User, u32)>,
+    names: BTreeMap<u32, u64>,
+}
+
+impl Users {
+    /// The user with an id.
+    pub(super) fn get(&self, id: u64) -> Option<&world::User> {
+        self.present.get(&id).map(|(user, _)| user)
+    }
+
+    /// Who has a slot, or had it last.
+    pub(super) fn id_of(&self, slot: u32) -> Option<u64> {
+        self.names.get(&slot).copied()
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &world::User> {
+        self.present.values().map(|(user, _)| user)
+    }
+
+    pub(super) fn add(&mut self, user: &User) -> world::User {
+        let free = (0..).find(|slot| !self.present.values().any(|(other, _)| other.slot == *slot));
+        let slot = user.slot.or(free).unwrap_or(u32::MAX);
+        let (salt, key) = derived(user.id, 0);
+        let added = world::User {
+            slot,
+            salt: user.salt.unwrap_or(salt),
+            key: user.key.map_or(key, |key| key.0),
+            to: user.to,
+            rate: user.rate.unwrap_or(RATE),
+            burst: user.burst.unwrap_or(BURST),
+            expires_ns: user.expires_at.map(|at| at.0),
+        };
+        self.present.insert(user.id, (added, 0));
+        self.names.insert(slot, user.id);
+        added
+    }
+
+    pub(super) fn renew(&mut self, renew: &Renew) -> Option<world::User> {
+        let (user, renewals) = self.present.get_mut(&renew.user)?;
+        *renewals += 1;
+        let (salt, key) = derived(renew.user, *renewals);
+        user.salt = renew.salt.unwrap_or(salt);
+        user.key = renew.key.map_or(key, |key| key.0);
+        user.to = renew.to.unwrap_or(user.to);
+        user.rate = renew.rate.unwrap_or(user.rate);
+        user.burst = renew.burst.unwrap_or(user.burst);
+        user.expires_ns = renew.expires_at.map(|at| at.0).or(user.expires_ns);
+        Some(*user)
+    }
+
+    pub(super) fn remove(&mut self, id: u64) -> Option<world::User> {
+        self.present.remove(&id).map(|(user, _)| user)
+    }
+}
+
+/// Salt and key of a user's grant, where the file does not say: different for each user and each renewal.
+fn derived(id: u64, renewals: u32) -> (u32, [u8; 16]) {
+    let salt = (id as u32).wrapping_add(0x1000_0000_u32.wrapping_mul(renewals + 1));
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&id.to_be_bytes());
+    key[8..].copy_from_slice(&u64::from(renewals).to_be_bytes());
+    (salt, key)
+}
+
+/// The world at the start, and its users.
+pub(super) fn world(file: &File) -> (World, Users) {
+    let mut world = Setting::of(file.relay.as_ref()).world;
+    let mut users = Users::default();
+    // Slots that are given are taken before free ones are looked for.
+    let mut order: Vec<&User> = file.users.iter().collect();
+    order.sort_by_key(|user| user.slot.is_none());
+    for user in order {
+        users.add(user);
+    }
+    world.users = users.all().copied().collect();
+    world.destinations = destinations(file);
+    (world, users)
+}
+
+/// All that are named anywhere, those that are described first.
+fn destinations(file: &File) -> Vec<world::Destination> {
+    let mut all: Vec<world::Destination> = file.destinations.iter().map(destination).collect();
+    let named = file.users.iter().map(|user| user.to);
+    let later = file.steps.iter().flat_map(|step| {
+        let added = step.add_user.as_ref().map(|user| user.to);
+        let renewed = step.renew.as_ref().and_then(|renew| renew.to);
+        let hop = step.next_hop.as_ref().map(|hop| hop.to);
+        [added, renewed, hop].into_iter().flatten()
+    });
+    for to in named.chain(later) {
+        if !all.iter().any(|known| known.to == to) {
+            let next_hop = Some(world::NextHop {
+                mac: NEXT_HOP_MAC,
+                mtu: MTU,
+            });
+            all.push(world::Destination { to, next_hop });
+        }
+    }
+    all
+}
+
+fn destination(given: &Destination) -> world::Destination {
+    let next_hop = world::NextHop {
+        mac: given.mac.map_or(NEXT_HOP_MAC, |mac| mac.0),
+        mtu: given.mtu.unwrap_or(MTU),
+    };
+    world::Destination {
+        to: given.to,
+        next_hop: given.resolved.unwrap_or(true).then_some(next_hop),
+    }
+}
+
+/// What a next hop becomes; `None` if it is lost.
+pub(super) fn next_hop(change: &NextHop) -> Option<world::NextHop> {
+    let found = world::NextHop {
+        mac: change.mac.map_or(NEXT_HOP_MAC, |mac| mac.0),
+        mtu: change.mtu.unwrap_or(MTU),
+    };
+    (!change.lost).then_some(found)
+}
