@@ -7,6 +7,8 @@ mod progress;
 mod record;
 mod relay;
 mod replay;
+mod run;
+mod schema;
 mod show;
 mod simulate;
 
@@ -58,6 +60,10 @@ enum Command {
     Record(record::Args),
     /// Send what a capture has for the relay through it, and say what became of it
     Replay(replay::Args),
+    /// Run scenarios, in every backend
+    Run(run::Args),
+    /// Print the JSON schema of scenario files
+    Schema(schema::Args),
     /// Show a capture packet by packet
     Show(show::Args),
     /// Send many users' packets through the relay over virtual time, under attack, and judge every one
@@ -89,6 +95,8 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::execute(&args),
         Command::Record(args) => record::execute(&args),
         Command::Replay(args) => replay::execute(&args),
+        Command::Run(args) => run::execute(&args),
+        Command::Schema(schema::Args {}) => schema::execute(),
         Command::Show(args) => show::execute(&args),
         Command::Simulate(args) => simulate::execute(&args),
         Command::Completions { shell } => {

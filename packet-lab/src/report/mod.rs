@@ -9,6 +9,7 @@
 
 mod bench;
 mod chart;
+mod outcomes;
 mod packet;
 mod page;
 pub mod run;

@@ -1,7 +1,7 @@
 //! Reading a scenario, and finding everything that is wrong with it at once.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -102,6 +102,39 @@ impl Scenario {
             None if self.file.program.is_some() => vec![BackendKind::Kernel, BackendKind::Veth],
             None => BackendKind::ALL.to_vec(),
         }
+    }
+}
+
+/// Scenarios that were read, and why others could not be.
+#[derive(Debug, Default)]
+pub struct LoadedScenarios {
+    /// In the order of the paths, those of one path sorted.
+    pub scenarios: Vec<Scenario>,
+    /// Of the others.
+    pub faults: Vec<ScenarioError>,
+}
+
+impl LoadedScenarios {
+    /// Reads all scenarios in these folders, or that these files are; each once.
+    ///
+    /// # Errors
+    /// If there is none in one of the paths, or a folder cannot be read.
+    pub fn load(paths: &[PathBuf]) -> Result<Self, ScenarioError> {
+        let mut loaded = Self::default();
+        let mut seen = BTreeSet::new();
+        for path in paths {
+            for file in discover(path)? {
+                let same = file.canonicalize().unwrap_or_else(|_| file.clone());
+                if !seen.insert(same) {
+                    continue;
+                }
+                match Scenario::load(&file) {
+                    Ok(scenario) => loaded.scenarios.push(scenario),
+                    Err(error) => loaded.faults.push(error),
+                }
+            }
+        }
+        Ok(loaded)
     }
 }
 

@@ -7,6 +7,7 @@
 mod error;
 mod expect;
 mod file;
+mod junit;
 mod load;
 mod names;
 pub mod outcome;
@@ -19,8 +20,9 @@ mod words;
 
 pub use error::{Fault, ScenarioError};
 pub use file::*;
-pub use load::{FILE_NAME, Scenario, discover};
-pub use names::{DirectionName, ReasonName, UnknownName, VerdictName};
+pub use junit::junit;
+pub use load::{FILE_NAME, LoadedScenarios, Scenario, discover};
+pub use names::{DirectionName, ReasonName, UnknownName, VerdictName, find as find_name};
 pub use outcome::{Kept, Outcome};
 pub use run::{LISTED_PACKETS, Options, backend, missing, run};
 pub use value::{Bytes, Key, Mac, Number, Ports, Time, ValueError};

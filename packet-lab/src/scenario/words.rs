@@ -1,6 +1,7 @@
 //! Steps in words.
 
 use super::file::{Checksum, Send, Step, Token, User};
+use crate::inspect::Dissection;
 
 /// What a step does.
 pub(super) fn action(step: &Step) -> String {
@@ -46,7 +47,7 @@ fn grant(user: &User) -> String {
 pub(super) fn send(send: &Send) -> String {
     let mut parts = Vec::new();
     match (&send.frame, send.from, send.to) {
-        (Some(frame), _, _) => parts.push(format!("a frame of {} bytes", frame.to_vec().len())),
+        (Some(frame), _, _) => parts.push(raw(&frame.to_vec())),
         (None, Some(from), Some(to)) => parts.push(format!("{from} > {to}")),
         _ => {}
     }
@@ -66,6 +67,12 @@ pub(super) fn send(send: &Send) -> String {
     }
     parts.extend(oddities(send));
     parts.join(", ")
+}
+
+/// A frame that is given byte by byte: its layers.
+fn raw(frame: &[u8]) -> String {
+    let layers: Vec<&str> = Dissection::of(frame).layers.iter().map(|layer| layer.name).collect();
+    format!("a frame of {} bytes ({})", frame.len(), layers.join(", "))
 }
 
 fn token(token: &Token) -> String {
