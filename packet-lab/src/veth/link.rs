@@ -2,8 +2,11 @@
 
 use std::{fs, fs::File, io, panic, thread};
 
-use aya::programs::{Xdp, xdp::XdpMode};
-use nix::sched::{CloneFlags, unshare};
+use aya::programs::{
+    Xdp,
+    xdp::{XdpLink, XdpMode},
+};
+use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use super::{FRAME_BYTES, HEADER_BYTES, VethError, socket::PacketSocket, socket_error};
@@ -18,26 +21,66 @@ pub(super) const STATISTICS: &str = "/proc/thread-self/net/dev";
 /// Whether interfaces that are made from now on have IPv6.
 const NO_IPV6: &str = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
 
+/// This thread's network namespace.
+const NAMESPACE: &str = "/proc/thread-self/ns/net";
+
 /// What holds the namespace.
+#[derive(Debug)]
 pub(super) struct Ends {
     pub(super) near: PacketSocket,
     pub(super) far: PacketSocket,
     pub(super) statistics: File,
-    pub(super) pass: PassProgram,
+    namespace: File,
+    program_index: u32,
+    _pass: PassProgram,
 }
 
-/// Makes everything, in a thread of its own: a namespace is entered by a thread.
-pub(super) fn make(program: &mut Xdp) -> Result<Ends, VethError> {
-    thread::scope(|scope| {
-        let inside = scope.spawn(|| {
+impl Ends {
+    /// Makes the namespace and all in it.
+    pub(super) fn make() -> Result<Self, VethError> {
+        in_a_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET).map_err(VethError::Namespace)?;
             let indices = links()?;
-            let pass = programs(program, indices)?;
+            // A veth interface takes frames from the XDP program at its other end only if it has a program too.
+            let pass = PassProgram::attach(SENDING_END)?;
             set(indices, "setting a veth interface up", LinkMessageBuilder::up)?;
-            let ends = ends(pass)?;
-            Ok(ends)
-        });
+            let socket = |interface| PacketSocket::new(interface).map_err(socket_error("making a packet socket"));
+            Ok(Self {
+                near: socket(SENDING_END)?,
+                far: socket(PROGRAM_END)?,
+                statistics: open(STATISTICS)?,
+                namespace: open(NAMESPACE)?,
+                program_index: indices[1],
+                _pass: pass,
+            })
+        })
+    }
+
+    /// Attaches a program to its end, for as long as the link is kept.
+    pub(super) fn attach(&self, program: &mut Xdp) -> Result<XdpLink, VethError> {
+        in_a_thread(|| {
+            setns(&self.namespace, CloneFlags::CLONE_NEWNET).map_err(VethError::Namespace)?;
+            let attached = program.attach_to_if_index(self.program_index, XdpMode::Driver);
+            attached
+                .and_then(|link| program.take_link(link))
+                .map_err(VethError::Attach)
+        })
+    }
+}
+
+/// A namespace is entered by a thread, which is not to be used for anything else afterwards.
+fn in_a_thread<T: Send>(work: impl FnOnce() -> Result<T, VethError> + Send) -> Result<T, VethError> {
+    thread::scope(|scope| {
+        let inside = scope.spawn(work);
         inside.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked))
+    })
+}
+
+fn open(file: &'static str) -> Result<File, VethError> {
+    File::open(file).map_err(|source| VethError::File {
+        action: "opening",
+        file,
+        source,
     })
 }
 
@@ -66,31 +109,6 @@ fn links() -> Result<Indices, VethError> {
         link.mtu((FRAME_BYTES.end() - HEADER_BYTES) as u32).arp(false)
     })?;
     Ok(indices)
-}
-
-/// Attaches the programs, while nothing can arrive yet.
-fn programs(program: &mut Xdp, [_, program_index]: Indices) -> Result<PassProgram, VethError> {
-    // A veth interface takes frames from the XDP program at its other end only if it has a program too.
-    let pass = PassProgram::attach(SENDING_END)?;
-    program
-        .attach_to_if_index(program_index, XdpMode::Driver)
-        .map_err(VethError::Attach)?;
-    Ok(pass)
-}
-
-fn ends(pass: PassProgram) -> Result<Ends, VethError> {
-    let socket = |interface| PacketSocket::new(interface).map_err(socket_error("making a packet socket"));
-    let statistics = File::open(STATISTICS).map_err(|source| VethError::File {
-        action: "opening",
-        file: STATISTICS,
-        source,
-    })?;
-    Ok(Ends {
-        near: socket(SENDING_END)?,
-        far: socket(PROGRAM_END)?,
-        statistics,
-        pass,
-    })
 }
 
 fn set(

@@ -16,10 +16,11 @@ use std::{
     io::{self, Read as _, Seek as _},
     ops::RangeInclusive,
     os::fd::{AsFd as _, BorrowedFd},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use aya::programs::{ProgramError, Xdp};
+use aya::programs::{ProgramError, Xdp, xdp::XdpLink};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -27,12 +28,8 @@ use nix::{
     unistd::Pid,
 };
 
-use self::socket::PacketSocket;
-use crate::{
-    inspect,
-    observe::Verdict,
-    pass::{PassError, PassProgram},
-};
+use self::link::Ends;
+use crate::{inspect, observe::Verdict, pass::PassError};
 
 /// Frames that go through: at least an Ethernet header, at most what a veth interface takes with a native XDP program,
 /// which must fit one page with its head and tail room.
@@ -121,17 +118,35 @@ pub struct Passage {
 /// A veth pair with a program on one end.
 #[derive(Debug)]
 pub struct Wire {
-    /// At the end that frames are sent from.
-    near: PacketSocket,
-    /// At the program's end.
-    far: PacketSocket,
-    /// The kernel's statistics of the namespace's interfaces.
-    statistics: File,
+    /// Taken when this is dropped, as is the next.
+    ends: Option<Ends>,
+    link: Option<XdpLink>,
     /// What the program's end will have counted as received when all that was sent has arrived.
     sent: u64,
     /// What the sending end will have counted, if all that came back was seen.
     seen: u64,
-    _pass: PassProgram,
+    /// Set by an error: whatever may still be under way is nobody else's.
+    is_spoiled: bool,
+}
+
+/// Pairs without a program, for the next wires: making one takes the kernel far longer than attaching a program.
+static IDLE: Mutex<Vec<Ends>> = Mutex::new(Vec::new());
+/// As many are kept.
+const MOST_IDLE: usize = 8;
+
+fn idle() -> MutexGuard<'static, Vec<Ends>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        // The next program needs the place.
+        drop(self.link.take());
+        let mut idle = idle();
+        if let Some(ends) = self.ends.take().filter(|_| !self.is_spoiled && idle.len() < MOST_IDLE) {
+            idle.push(ends);
+        }
+    }
 }
 
 impl Wire {
@@ -140,17 +155,17 @@ impl Wire {
     /// # Errors
     /// If the process may not, or the kernel cannot; nothing is left behind.
     pub fn new(program: &mut Xdp) -> Result<Self, VethError> {
-        let ends = link::make(program)?;
-        let mut wire = Self {
-            near: ends.near,
-            far: ends.far,
-            statistics: ends.statistics,
-            sent: 0,
-            seen: 0,
-            _pass: ends.pass,
-        };
-        (wire.seen, wire.sent) = wire.received()?;
-        Ok(wire)
+        let waiting = idle().pop();
+        let mut ends = waiting.map_or_else(Ends::make, Ok)?;
+        let link = ends.attach(program)?;
+        let (seen, sent) = received(&mut ends.statistics)?;
+        Ok(Self {
+            ends: Some(ends),
+            link: Some(link),
+            sent,
+            seen,
+            is_spoiled: false,
+        })
     }
 
     /// Whether a frame can be sent at all. The kernel throws one away that has a VLAN tag and less than two bytes behind
@@ -168,49 +183,49 @@ impl Wire {
     /// # Errors
     /// If the frame cannot be sent, if nothing can be said about it in time, or if there are frames that nobody sent.
     pub fn exchange(&mut self, frame: &[u8]) -> Result<Passage, VethError> {
-        let _pinned = Pinned::new().map_err(socket_error("staying on one CPU"))?;
-        self.expect_silence()?;
-        self.near
+        let Some(mut ends) = self.ends.take() else {
+            unreachable!("a wire has its ends until it is dropped")
+        };
+        let passage = Pinned::new()
+            .map_err(socket_error("staying on one CPU"))
+            .and_then(|_pinned| self.pass(&mut ends, frame));
+        self.is_spoiled |= passage.is_err();
+        self.ends = Some(ends);
+        passage
+    }
+
+    fn pass(&mut self, ends: &mut Ends, frame: &[u8]) -> Result<Passage, VethError> {
+        expect_silence(ends)?;
+        ends.near
             .send(frame)
             .map_err(socket_error("sending a frame into a veth interface"))?;
         self.sent += 1;
         // Mostly it has all happened by now: the kernel does it before it returns from sending.
-        if let Some(frame) = self.near.receive().map_err(socket_error(RECEIVING))? {
+        if let Some(frame) = ends.near.receive().map_err(socket_error(RECEIVING))? {
             self.seen += 1;
             return Ok(passage(Verdict::Tx, frame));
         }
-        if let Some(frame) = self.far.receive().map_err(socket_error(RECEIVING))? {
+        if let Some(frame) = ends.far.receive().map_err(socket_error(RECEIVING))? {
             return Ok(passage(Verdict::Pass, frame));
         }
-        self.wait_until_received()?;
-        if let Some(frame) = self.before_marker()? {
+        self.wait_until_received(ends)?;
+        if let Some(frame) = self.before_marker(ends)? {
             return Ok(passage(Verdict::Tx, frame));
         }
-        if let Some(frame) = self.far.receive().map_err(socket_error(RECEIVING))? {
+        if let Some(frame) = ends.far.receive().map_err(socket_error(RECEIVING))? {
             return Ok(passage(Verdict::Pass, frame));
         }
-        if self.received()?.0 != self.seen {
+        if received(&mut ends.statistics)?.0 != self.seen {
             return Err(VethError::Unseen);
         }
         Ok(passage(Verdict::Drop, frame.to_vec()))
     }
 
-    /// Fails if a frame has arrived that nobody waited for.
-    fn expect_silence(&mut self) -> Result<(), VethError> {
-        for (end, socket) in [("sending", &mut self.near), ("program's", &mut self.far)] {
-            if let Some(frame) = socket.receive().map_err(socket_error(RECEIVING))? {
-                let frame = inspect::describe(&frame);
-                return Err(VethError::Stray { end, frame });
-            }
-        }
-        Ok(())
-    }
-
     /// Waits until the program's end has received all that was sent. The program, and what its verdict leads to, runs
     /// on the CPU of the sending thread, which stays there: seen from there, all of it has happened, or none.
-    fn wait_until_received(&mut self) -> Result<(), VethError> {
+    fn wait_until_received(&self, ends: &mut Ends) -> Result<(), VethError> {
         let deadline = Instant::now() + PATIENCE;
-        while self.received()?.1 != self.sent {
+        while received(&mut ends.statistics)?.1 != self.sent {
             if Instant::now() >= deadline {
                 let what = "the program's end of the veth pair to receive a frame";
                 return Err(VethError::Patience { what });
@@ -221,14 +236,14 @@ impl Wire {
     }
 
     /// Sends the marker from the program's end, and returns the frame that arrives before it, if there is one.
-    fn before_marker(&mut self) -> Result<Option<Vec<u8>>, VethError> {
-        self.far
+    fn before_marker(&mut self, ends: &mut Ends) -> Result<Option<Vec<u8>>, VethError> {
+        ends.far
             .send(MARKER)
             .map_err(socket_error("sending a marker into a veth interface"))?;
         let deadline = Instant::now() + PATIENCE;
         let mut before = None;
         loop {
-            let received = self.near.receive().map_err(socket_error(RECEIVING))?;
+            let received = ends.near.receive().map_err(socket_error(RECEIVING))?;
             self.seen += u64::from(received.is_some());
             match received {
                 Some(frame) if frame == MARKER => return Ok(before),
@@ -237,28 +252,36 @@ impl Wire {
                     let (end, frame) = ("sending", inspect::describe(&frame));
                     return Err(VethError::Stray { end, frame });
                 }
-                None => wait_for_frame(self.near.as_fd(), deadline)?,
+                None => wait_for_frame(ends.near.as_fd(), deadline)?,
             }
         }
     }
+}
 
-    /// How many frames the sending end and the program's have received.
-    fn received(&mut self) -> Result<(u64, u64), VethError> {
-        let mut text = String::new();
-        let read = self
-            .statistics
-            .rewind()
-            .and_then(|()| self.statistics.read_to_string(&mut text));
-        let failed = |source| VethError::File {
-            action: "reading",
-            file: link::STATISTICS,
-            source,
-        };
-        read.map_err(failed)?;
-        received_packets(&text, link::SENDING_END)
-            .zip(received_packets(&text, link::PROGRAM_END))
-            .ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
+/// Fails if a frame has arrived that nobody waited for.
+fn expect_silence(ends: &mut Ends) -> Result<(), VethError> {
+    for (end, socket) in [("sending", &mut ends.near), ("program's", &mut ends.far)] {
+        if let Some(frame) = socket.receive().map_err(socket_error(RECEIVING))? {
+            let frame = inspect::describe(&frame);
+            return Err(VethError::Stray { end, frame });
+        }
     }
+    Ok(())
+}
+
+/// How many frames the sending end and the program's have received.
+fn received(statistics: &mut File) -> Result<(u64, u64), VethError> {
+    let mut text = String::new();
+    let read = statistics.rewind().and_then(|()| statistics.read_to_string(&mut text));
+    let failed = |source| VethError::File {
+        action: "reading",
+        file: link::STATISTICS,
+        source,
+    };
+    read.map_err(failed)?;
+    received_packets(&text, link::SENDING_END)
+        .zip(received_packets(&text, link::PROGRAM_END))
+        .ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
 }
 
 const RECEIVING: &str = "receiving from a veth interface";
