@@ -53,6 +53,12 @@ fn verdict(compared: Option<Compared<'_>>) -> (Tone, String) {
         Some(Compared { worse: [], percent, .. }) => {
             (Tone::Pass, format!("nothing is above the base by more than {percent}%"))
         }
+        Some(Compared {
+            worse: [one], percent, ..
+        }) => (
+            Tone::Fail,
+            format!("{} is above the base by more than {percent}%", one.what),
+        ),
         Some(Compared { worse, percent, .. }) => {
             let count = worse.len();
             (
@@ -272,5 +278,68 @@ fn sizes(report: &Report, base: Option<&Report>) -> Markup {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::{Row, Size};
+
+    fn report(ratio: f64) -> Report {
+        Report {
+            kernel: "6.1-<b>custom</b>".to_owned(),
+            users: 1_000,
+            payload_bytes: 64,
+            ipv6: false,
+            rounds: 8,
+            packets: 512,
+            size: Size {
+                verified_instructions: 40_000,
+                jited_bytes: 20_000,
+                map_bytes: 1 << 20,
+            },
+            latency: Some(Latency {
+                path: "relayed_uplink".to_owned(),
+                mean_ns: 100.0,
+                buckets: vec![0, 0, 0, 0, 0, 0, 0, 500, 10, 0, 2, 0],
+            }),
+            rows: vec![Row {
+                path: "relayed_hot".to_owned(),
+                description: "relayed uplink, one user".to_owned(),
+                ns: 28.0 * ratio,
+                range_ns: [100.0, 120.0],
+                ratio,
+                ratio_range: [ratio - 0.5, ratio + 0.5],
+            }],
+        }
+    }
+
+    #[test]
+    fn a_figure_that_is_worse_than_the_base_is_shown_with_both() {
+        let (base, now) = (report(4.0), report(5.0));
+        let worse = now.worse_than(&base, 10.0).unwrap();
+        let compared = Compared {
+            base: &base,
+            worse: &worse,
+            percent: 10.0,
+        };
+        let page = bench(&now, Some(compared));
+        assert!(page.contains("relayed_hot, × floor is above the base by more than 10%"));
+        assert!(
+            page.contains("4.00") && page.contains("5.00") && page.contains("25.0%"),
+            "{page}"
+        );
+    }
+
+    #[test]
+    fn a_bench_without_a_base_shows_its_ratios_and_its_histogram() {
+        let page = bench(&report(4.0), None);
+        assert!(page.contains("not compared with anything"));
+        assert!(page.contains("4.00 ×") && page.contains("64 ns: 500, 97.7%"), "{page}");
+        assert!(
+            page.contains("6.1-&lt;b&gt;custom"),
+            "what the kernel calls itself is escaped"
+        );
     }
 }

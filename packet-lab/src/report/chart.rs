@@ -425,4 +425,49 @@ mod tests {
         assert!(page.len() < 100_000, "{} bytes", page.len());
         assert!(page.contains(&all), "the legend has no {all}");
     }
+
+    /// HTML's parser closes none of SVG's elements by itself: one that is left open swallows those after it.
+    #[test]
+    fn every_element_of_a_plot_is_closed() {
+        let bar = |value| Bar {
+            name: "a bar".to_owned(),
+            value,
+            range: Some([value, value * 2.0]),
+            base: Some(value),
+            text: "1 ×".to_owned(),
+            colour: 1,
+        };
+        let bars = Bars {
+            title: "bars",
+            note: "",
+            rows: vec![bar(1.0), bar(0.0)],
+        };
+        let columns = Columns {
+            title: "columns",
+            note: "",
+            values: vec![("1 ns".to_owned(), 3), ("2 ns".to_owned(), 0)],
+        };
+        let stack = Stack {
+            title: "stack",
+            note: "",
+            slice_ms: 100,
+            series: vec![Series {
+                name: "one",
+                colour: 0,
+                values: vec![1, 2],
+            }],
+        };
+        let page = [bars.render(), columns.render(), stack.render()]
+            .map(maud::PreEscaped::into_string)
+            .concat();
+        for element in ["svg", "g", "rect", "path", "line", "text", "title"] {
+            let opened = page.matches(&format!("<{element} ")).count() + page.matches(&format!("<{element}>")).count();
+            assert_eq!(
+                opened,
+                page.matches(&format!("</{element}>")).count(),
+                "{element}: {page}"
+            );
+            assert!(opened > 0, "{element}");
+        }
+    }
 }

@@ -81,6 +81,7 @@ fn violations(report: &Report) -> Markup {
                 p {
                     (number(report.violation_count)) " times something did not hold; "
                     "the first " (report.violations.len()) " are shown."
+                    @if report.stopped_before_attack { " That was without the attack: with it nothing was run." }
                 }
                 @for (nth, violation) in report.violations.iter().enumerate() { (one(violation, nth == 0)) }
             }

@@ -275,6 +275,7 @@ impl<'a> Run<'a> {
             met: self.met,
             report: Report {
                 profile: self.profile.clone(),
+                stopped_before_attack: false,
                 backend: self.subject.name().to_owned(),
                 packets: self.packets,
                 compared: self.compared,

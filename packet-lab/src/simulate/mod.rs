@@ -85,7 +85,10 @@ pub fn run(
         (done_ms, packets) = (run_ms, outcome.report.packets);
         if !outcome.report.passed() {
             // What does not hold in peace is not the attack's doing, and shows best without it.
-            return Ok(outcome.report);
+            return Ok(Report {
+                stopped_before_attack: true,
+                ..outcome.report
+            });
         }
         baseline = Some(outcome.met);
     }

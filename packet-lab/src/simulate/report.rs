@@ -115,6 +115,8 @@ pub struct Slice {
 pub struct Report {
     /// What was run.
     pub profile: Profile,
+    /// Whether an attack was to follow, and did not, since something did not hold without it.
+    pub stopped_before_attack: bool,
     /// The backend.
     pub backend: String,
     /// Packets that the backend got in the run with the attack.
@@ -210,6 +212,9 @@ impl Report {
             0 => text.push_str("\nall invariants hold\n"),
             1 => text.push_str("\n1 violation of an invariant\n"),
             count => _ = writeln!(text, "\n{} violations of invariants", number(count)),
+        }
+        if self.stopped_before_attack {
+            text.push_str("that was without the attack; with it nothing was run\n");
         }
         text
     }
