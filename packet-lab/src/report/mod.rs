@@ -12,7 +12,7 @@ mod chart;
 mod outcomes;
 mod packet;
 mod page;
-pub mod run;
+mod run;
 mod simulation;
 
 use std::{fs, io, path::Path};

@@ -9,32 +9,33 @@ use super::{
     packet,
     page::{Page, Tone, badge},
 };
-use crate::simulate::number;
+use crate::{
+    scenario::outcome::{Counted, Difference, Failure, Kept, Outcome, PacketOutcome, StepOutcome, Total, UserChange},
+    simulate::number,
+};
 
-/// Most steps of a scenario that are shown, besides those with a problem.
+/// Most steps of a scenario that are shown, besides those with a failure.
 const SHOWN_STEPS: usize = 200;
-
-/// A run of scenarios, as its page shows it: plain data, which whatever ran them fills in.
-#[derive(Clone, Debug, Default)]
-pub struct Run {
-    /// The scenarios, in the order of the page.
-    pub scenarios: Vec<Scenario>,
-    /// How long they took together.
-    pub took: Duration,
-}
 
 /// How something ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Status {
-    /// As it should.
+enum Status {
     Passed,
-    /// Otherwise.
     Failed,
-    /// It was not run.
     Skipped,
 }
 
 impl Status {
+    fn of(outcome: &Outcome) -> Self {
+        if !outcome.passed() {
+            Self::Failed
+        } else if outcome.skipped() {
+            Self::Skipped
+        } else {
+            Self::Passed
+        }
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::Passed => "passed",
@@ -52,76 +53,25 @@ impl Status {
     }
 }
 
-/// One scenario.
-#[derive(Clone, Debug)]
-pub struct Scenario {
-    /// Where it is: area and folder.
-    pub path: String,
-    /// What it says, a sentence.
-    pub name: String,
-    /// Its tags.
-    pub tags: Vec<String>,
-    /// How it ended, over all backends.
-    pub status: Status,
-    /// How it ended on each backend, and why if that needs saying.
-    pub backends: Vec<(String, Status, Option<String>)>,
-    /// What is wrong with all of it, rather than with a step.
-    pub problems: Vec<Problem>,
-    /// Its steps, as the first backend did them.
-    pub steps: Vec<Step>,
-}
-
-/// One step of a scenario.
-#[derive(Clone, Debug, Default)]
-pub struct Step {
-    /// Its number, from 0.
-    pub number: usize,
-    /// When, in nanoseconds since the scenario's start.
-    pub at_ns: u64,
-    /// What is done: `send`, `renew`.
-    pub action: String,
-    /// What the scenario says about it.
-    pub note: Option<String>,
-    /// What was observed, in a few words: verdict, direction and reason.
-    pub observed: Option<String>,
-    /// The frame that was sent and the frame afterwards; none for a step without frames.
-    pub frames: Option<(Vec<u8>, Vec<u8>)>,
-    /// What else changed: of users, of counters; one line each.
-    pub changes: Vec<String>,
-    /// What is wrong.
-    pub problems: Vec<Problem>,
-}
-
-/// Something that is not as it should be.
-#[derive(Clone, Debug, Default)]
-pub struct Problem {
-    /// What, in a sentence; with the backends that it is about.
-    pub what: String,
-    /// Texts to compare, under these headings.
-    pub texts: Option<[(String, String); 2]>,
-    /// Frames to compare, under these headings.
-    pub frames: Option<[(String, Vec<u8>); 2]>,
-}
-
-/// The page of a run.
+/// The page of a run that took so long.
 #[must_use]
-pub fn run(run: &Run) -> String {
-    let count = |status| {
-        run.scenarios
-            .iter()
-            .filter(|scenario| scenario.status == status)
-            .count()
-    };
+pub fn run(outcomes: &[Outcome], took: Duration) -> String {
+    let count = |status| outcomes.iter().filter(|outcome| Status::of(outcome) == status).count();
     let [passed, failed, skipped] = [Status::Passed, Status::Failed, Status::Skipped].map(count);
-    let all = run.scenarios.len();
+    let all = outcomes.len();
     let verdict = match (failed, passed) {
         (0, 0) => (Tone::Note, "nothing was run".to_owned()),
         (0, _) if skipped > 0 => (Tone::Pass, format!("{passed} passed, {skipped} skipped")),
+        (0, 1) => (Tone::Pass, "passed".to_owned()),
         (0, _) => (Tone::Pass, format!("all {passed} passed")),
+        (_, 0) if all == 1 => (Tone::Fail, "failed".to_owned()),
         _ => (Tone::Fail, format!("{failed} of {all} failed")),
     };
-    let steps: usize = run.scenarios.iter().map(|scenario| scenario.steps.len()).sum();
-    let title = match &run.scenarios[..] {
+    let packets = outcomes
+        .iter()
+        .flat_map(|outcome| &outcome.steps)
+        .flat_map(|step| &step.totals);
+    let title = match outcomes {
         [one] => one.name.clone(),
         many => format!("{} scenarios", number(many.len() as u64)),
     };
@@ -133,18 +83,20 @@ pub fn run(run: &Run) -> String {
             ("Passed", number(passed as u64)),
             ("Failed", number(failed as u64)),
             ("Skipped", number(skipped as u64)),
-            ("Steps", number(steps as u64)),
-            ("Backends", backends(run)),
-            ("Took", format!("{:.1} s", run.took.as_secs_f64())),
+            ("Packets", number(packets.map(|total| total.packets).sum())),
+            ("Backends", backends(outcomes)),
+            ("Took", format!("{:.1} s", took.as_secs_f64())),
         ],
         content: html! {
-            (failures(run))
+            (failures(outcomes))
             section {
                 h2 { "Scenarios" }
-                (tools())
-                @for (area, scenarios) in areas(run) {
-                    h3 { (area) " " span.soft { (scenarios.len()) } }
-                    @for (nth, scenario) in scenarios { (one(scenario, nth, all == 1)) }
+                @if all > 1 { (tools()) }
+                @for (area, outcomes) in areas(outcomes) {
+                    .area {
+                        @if !area.is_empty() { h3 { (area) " " span.soft { (outcomes.len()) } } }
+                        @for (nth, outcome) in outcomes { (one(outcome, nth, all == 1)) }
+                    }
                 }
             }
         },
@@ -153,10 +105,11 @@ pub fn run(run: &Run) -> String {
 }
 
 /// Every backend that ran anything.
-fn backends(run: &Run) -> String {
+fn backends(outcomes: &[Outcome]) -> String {
     let mut names: Vec<&str> = Vec::new();
-    for (name, status, _) in run.scenarios.iter().flat_map(|scenario| &scenario.backends) {
-        if *status != Status::Skipped && !names.contains(&name.as_str()) {
+    for backend in outcomes.iter().flat_map(|outcome| &outcome.backends) {
+        let name = backend.backend.name();
+        if backend.skipped.is_none() && !names.contains(&name) {
             names.push(name);
         }
     }
@@ -167,25 +120,23 @@ fn backends(run: &Run) -> String {
     }
 }
 
-/// The scenarios with their numbers on the page, by the first part of their paths, in order.
-fn areas(run: &Run) -> Vec<(&str, Vec<(usize, &Scenario)>)> {
-    let mut areas: Vec<(&str, Vec<(usize, &Scenario)>)> = Vec::new();
-    for (nth, scenario) in run.scenarios.iter().enumerate() {
-        let area = scenario.path.rsplit_once('/').map_or("", |(area, _)| area);
+/// The outcomes with their numbers on the page, by the first part of their ids, in order.
+fn areas(outcomes: &[Outcome]) -> Vec<(&str, Vec<(usize, &Outcome)>)> {
+    let mut areas: Vec<(&str, Vec<(usize, &Outcome)>)> = Vec::new();
+    for (nth, outcome) in outcomes.iter().enumerate() {
+        let area = outcome.id.rsplit_once('/').map_or("", |(area, _)| area);
         match areas.iter_mut().find(|(known, _)| *known == area) {
-            Some((_, scenarios)) => scenarios.push((nth, scenario)),
-            None => areas.push((area, vec![(nth, scenario)])),
+            Some((_, outcomes)) => outcomes.push((nth, outcome)),
+            None => areas.push((area, vec![(nth, outcome)])),
         }
     }
     areas
 }
 
-fn failures(run: &Run) -> Markup {
-    let failed = run.scenarios.iter().enumerate();
-    let failed: Vec<_> = failed
-        .filter(|(_, scenario)| scenario.status == Status::Failed)
-        .collect();
-    if failed.is_empty() || run.scenarios.len() == 1 {
+fn failures(outcomes: &[Outcome]) -> Markup {
+    let failed = outcomes.iter().enumerate();
+    let failed: Vec<_> = failed.filter(|(_, outcome)| !outcome.passed()).collect();
+    if failed.is_empty() || outcomes.len() == 1 {
         return html! {};
     }
     html! {
@@ -193,10 +144,10 @@ fn failures(run: &Run) -> Markup {
             h2 { "What failed" }
             .card {
                 ul.failures {
-                    @for (nth, scenario) in failed {
+                    @for (nth, outcome) in failed {
                         li {
-                            a href=(format!("#s{nth}")) { (scenario.path) } ": " (scenario.name)
-                            @if let Some(problem) = first_problem(scenario) { div.soft { (first_line(problem)) } }
+                            a href=(format!("#s{nth}")) { (outcome.id) } ": " (outcome.name)
+                            div.soft { (in_short(outcome)) }
                         }
                     }
                 }
@@ -205,18 +156,13 @@ fn failures(run: &Run) -> Markup {
     }
 }
 
-fn first_problem(scenario: &Scenario) -> Option<&str> {
-    let of_steps = scenario.steps.iter().flat_map(|step| &step.problems);
-    scenario
-        .problems
-        .iter()
-        .chain(of_steps)
-        .map(|problem| problem.what.as_str())
-        .next()
-}
-
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
+/// What is wrong, in a line.
+fn in_short(outcome: &Outcome) -> &str {
+    match (&outcome.failures[..], &outcome.kept) {
+        ([first, ..], _) => first.message.lines().next().unwrap_or_default(),
+        ([], Kept::Missing) => "there is no snapshot to compare with",
+        ([], _) => "the snapshot is another",
+    }
 }
 
 /// For those with scripts; others see no controls that do nothing.
@@ -232,94 +178,269 @@ fn tools() -> Markup {
     }
 }
 
-fn one(scenario: &Scenario, nth: usize, open: bool) -> Markup {
-    let failed = scenario.status == Status::Failed;
+fn one(outcome: &Outcome, nth: usize, open: bool) -> Markup {
+    let status = Status::of(outcome);
+    let of_all = outcome.failures.iter().filter(|failure| failure.step.is_none());
     html! {
-        details.item.fail[failed] id=(format!("s{nth}")) open[open] data-words=(words(scenario)) {
+        details.item.fail[status == Status::Failed] id=(format!("s{nth}")) open[open] data-words=(words(outcome)) {
             summary {
-                (badge(scenario.status.tone(), scenario.status.name()))
-                span.name { (scenario.name) }
-                span.right.mono { (scenario.path) }
+                (badge(status.tone(), status.name()))
+                span.name { (outcome.name) }
+                span.right.mono { (outcome.id) }
             }
             .inside {
-                (of_backends(scenario))
-                @for problem in &scenario.problems { (problem_of(problem)) }
-                (steps(scenario))
+                (conditions(outcome))
+                @for failure in of_all { (wrong(failure)) }
+                (kept(outcome))
+                (steps(outcome))
             }
         }
     }
 }
 
 /// What the search finds a scenario by.
-fn words(scenario: &Scenario) -> String {
-    let mut words = vec![scenario.path.as_str(), &scenario.name, scenario.status.name()];
-    words.extend(scenario.tags.iter().map(String::as_str));
-    for observed in scenario.steps.iter().filter_map(|step| step.observed.as_deref()) {
-        if !words.contains(&observed) {
-            words.push(observed);
+fn words(outcome: &Outcome) -> String {
+    let mut words = vec![outcome.id.as_str(), &outcome.name, Status::of(outcome).name()];
+    words.extend(outcome.tags.iter().map(String::as_str));
+    let totals = outcome.steps.iter().flat_map(|step| &step.totals);
+    for total in totals {
+        for word in [Some(total.verdict.as_str()), total.reason.as_deref()]
+            .into_iter()
+            .flatten()
+        {
+            if !words.contains(&word) {
+                words.push(word);
+            }
         }
     }
     words.join(" ")
 }
 
-fn of_backends(scenario: &Scenario) -> Markup {
+fn conditions(outcome: &Outcome) -> Markup {
+    let status = |skipped: bool| if skipped { Status::Skipped } else { Status::Passed };
     html! {
         p.chips {
-            @for (name, status, _) in &scenario.backends { (badge(status.tone(), &format!("{name} {}", status.name()))) }
-            @for tag in &scenario.tags { span.chip { (tag) } }
+            @for backend in &outcome.backends {
+                @let name = backend.backend.name();
+                @match status(backend.skipped.is_some()) {
+                    Status::Skipped => (badge(Tone::Note, &format!("{name} skipped"))),
+                    _ => span.chip { (name) },
+                }
+            }
+            @for tag in &outcome.tags { span.chip.tag { "#" (tag) } }
         }
-        @for (name, _, why) in &scenario.backends {
-            @if let Some(why) = why { p.soft { (name) ": " (why) } }
+        @for backend in &outcome.backends {
+            @if let Some(why) = &backend.skipped { p.soft { (backend.backend.name()) ": " (why) } }
+        }
+        p.soft { code { (outcome.path) } }
+    }
+}
+
+/// The snapshots, if they are not the same.
+fn kept(outcome: &Outcome) -> Markup {
+    let taken = outcome.snapshot.as_deref().unwrap_or_default();
+    html! {
+        @match &outcome.kept {
+            Kept::Differs { expected } => {
+                .card.problem {
+                    p { (badge(Tone::Fail, "wrong")) " The snapshot is another." }
+                    (compared(("kept", expected), ("now", taken)))
+                }
+            },
+            Kept::Missing => {
+                .card.problem {
+                    p {
+                        (badge(Tone::Fail, "wrong")) " There is no snapshot to compare with: look at what it does, then "
+                        "accept it with " code { "packet-lab run --update" } "."
+                    }
+                }
+            },
+            Kept::Same | Kept::Written | Kept::NotCompared => {},
         }
     }
 }
 
-fn steps(scenario: &Scenario) -> Markup {
-    let is_shown = |(nth, step): &(usize, &Step)| *nth < SHOWN_STEPS || !step.problems.is_empty();
-    let shown: Vec<(usize, &Step)> = scenario.steps.iter().enumerate().filter(is_shown).collect();
-    let left_out = scenario.steps.len() - shown.len();
+fn steps(outcome: &Outcome) -> Markup {
+    let failures = |number| {
+        outcome
+            .failures
+            .iter()
+            .filter(move |failure| failure.step == Some(number))
+    };
+    let is_shown = |step: &&StepOutcome| step.number < SHOWN_STEPS || failures(step.number).next().is_some();
+    let shown: Vec<&StepOutcome> = outcome.steps.iter().filter(is_shown).collect();
+    let left_out = outcome.steps.len() - shown.len();
+    // A backend may have failed before the step was done.
+    let undone = outcome.failures.iter().filter(|failure| {
+        failure
+            .step
+            .is_some_and(|number| outcome.steps.iter().all(|step| step.number != number))
+    });
     html! {
-        @for (_, step) in shown { (step_of(step)) }
+        @for step in shown { (step_of(step, &failures(step.number).collect::<Vec<_>>())) }
         @if left_out > 0 { p.soft { (number(left_out as u64)) " more steps are as they should be." } }
+        @for failure in undone { (wrong(failure)) }
     }
 }
 
-fn step_of(step: &Step) -> Markup {
-    let wrong = !step.problems.is_empty();
+fn step_of(step: &StepOutcome, failures: &[&Failure]) -> Markup {
     html! {
-        details.step open[wrong] {
+        details.step open[!failures.is_empty()] {
             summary {
                 span.at.mono { (step.number) " · " (time(step.at_ns)) }
-                code { (step.action) }
-                @if let Some(observed) = &step.observed { strong { (observed) } }
-                @if wrong { (badge(Tone::Fail, "not as expected")) }
+                code { (step.heading) }
+                @if let Some(observed) = observed(step) { strong { (observed) } }
+                @if !failures.is_empty() { (badge(Tone::Fail, "not as expected")) }
                 @if let Some(note) = &step.note { span.soft { (note) } }
             }
-            @for problem in &step.problems { (problem_of(problem)) }
-            @if let Some((input, output)) = &step.frames { (packet::pair(["Input", "Output"], input, output)) }
-            @if !step.changes.is_empty() {
-                h4 { "What changed" }
-                pre { @for change in &step.changes { (change) "\n" } }
+            @for failure in failures { (wrong(failure)) }
+            @for remark in &step.remarks { p.soft { (remark) } }
+            @for packet in &step.packets {
+                @if step.packets.len() > 1 { h4 { (treatment(&packet.verdict, packet.reason.as_deref())) } }
+                (packet_of(packet))
             }
+            @if step.packets.is_empty() && !step.totals.is_empty() { (totals(step)) }
+            (changes(step))
         }
     }
 }
 
-fn problem_of(problem: &Problem) -> Markup {
-    html! {
-        .card.problem {
-            p { (badge(Tone::Fail, "wrong")) " " (problem.what) }
-            @if let Some(texts) = &problem.texts { (compared(texts)) }
-            @if let Some([(left, expected), (right, actual)]) = &problem.frames {
-                (packet::pair([left, right], expected, actual))
-            }
+/// What became of a step's packets, in a few words.
+fn observed(step: &StepOutcome) -> Option<String> {
+    match &step.totals[..] {
+        [] => None,
+        [one] if one.packets == 1 => Some(treatment(&one.verdict, one.reason.as_deref())),
+        many => {
+            let each = many.iter().map(|total| {
+                format!(
+                    "{} {}",
+                    number(total.packets),
+                    treatment(&total.verdict, total.reason.as_deref())
+                )
+            });
+            Some(each.collect::<Vec<_>>().join(", "))
         }
     }
+}
+
+fn treatment(verdict: &str, reason: Option<&str>) -> String {
+    reason.map_or_else(|| verdict.to_owned(), |reason| format!("{verdict} {reason}"))
+}
+
+fn packet_of(packet: &PacketOutcome) -> Markup {
+    let bytes = |hex: &str| hex::decode(hex).unwrap_or_default();
+    let input = bytes(&packet.input.hex);
+    match &packet.output {
+        Some(output) => packet::pair(["Input", "Output"], &input, &bytes(&output.hex)),
+        None => packet::pair(["Input, not changed", ""], &input, &input),
+    }
+}
+
+fn totals(step: &StepOutcome) -> Markup {
+    html! {
+        .wide {
+            table.fields {
+                thead { tr { th scope="col" { "Reason" } th scope="col" { "Verdict" } th.num scope="col" { "Packets" } } }
+                tbody {
+                    @for Total { reason, verdict, packets } in &step.totals {
+                        tr {
+                            th scope="row" { (reason.as_deref().unwrap_or("not counted")) }
+                            td { (verdict) }
+                            td.num { (number(*packets)) }
+                        }
+                    }
+                }
+            }
+        }
+        @if let Some(digest) = &step.digest { p.soft { "SHA-256 of all verdicts and outputs: " code { (digest) } } }
+    }
+}
+
+/// What else a step changed.
+fn changes(step: &StepOutcome) -> Markup {
+    let name = |change: &UserChange| match change.user {
+        Some(user) => format!("user {user}, slot {}", change.slot),
+        None => format!("slot {}", change.slot),
+    };
+    html! {
+        @if !step.users.is_empty() {
+            .wide {
+                table.fields {
+                    thead {
+                        tr {
+                            th scope="col" { "What is kept" } th scope="col" { "Before" } th scope="col" { "After" }
+                        }
+                    }
+                    tbody {
+                        @for change in &step.users {
+                            @for (field, before, after) in &change.fields {
+                                tr {
+                                    th scope="row" { (name(change)) ": " (field) }
+                                    td.mono { (before) }
+                                    td.mono { mark { (after) } }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        @for Counted { counter, packets, bytes } in &step.counters {
+            p.soft { "Counted " strong { (counter) } ": packets " (number(*packets)) ", bytes " (number(*bytes)) }
+        }
+    }
+}
+
+/// Something wrong: what, and the two sides of it.
+fn wrong(failure: &Failure) -> Markup {
+    html! {
+        .card.problem {
+            p { (badge(Tone::Fail, "wrong")) " " (failure.message) }
+            @if !failure.differences.is_empty() {
+                .wide {
+                    table.fields {
+                        thead {
+                            tr { th scope="col" { "Field" } th scope="col" { "Expected" } th scope="col" { "Actual" } }
+                        }
+                        tbody {
+                            @for Difference { field, expected, actual } in &failure.differences {
+                                tr {
+                                    th scope="row" { (field) }
+                                    @let (left, right) = marked(expected, actual);
+                                    td.mono { (left) }
+                                    td.mono { (right) }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            @if let Some(details) = &failure.details { pre tabindex="0" { (details) } }
+        }
+    }
+}
+
+/// Two values, with what only one of them has marked.
+fn marked(expected: &str, actual: &str) -> (Markup, Markup) {
+    let diff = TextDiff::from_chars(expected, actual);
+    let side = |only: ChangeTag| {
+        let mut runs: Vec<(bool, String)> = Vec::new();
+        for change in diff.iter_all_changes() {
+            let (tag, text) = (change.tag(), change.value());
+            match runs.last_mut() {
+                _ if tag != only && tag != ChangeTag::Equal => {}
+                Some((is_marked, run)) if *is_marked == (tag == only) => run.push_str(text),
+                _ => runs.push((tag == only, text.to_owned())),
+            }
+        }
+        html! { @for (is_marked, run) in runs { @if is_marked { mark { (run) } } @else { (run) } } }
+    };
+    (side(ChangeTag::Delete), side(ChangeTag::Insert))
 }
 
 /// Two texts side by side, the lines that only one has marked.
-fn compared([(left, expected), (right, actual)]: &[(String, String); 2]) -> Markup {
-    let diff = TextDiff::from_lines(expected.as_str(), actual.as_str());
+fn compared((left, expected): (&str, &str), (right, actual): (&str, &str)) -> Markup {
+    let diff = TextDiff::from_lines(expected, actual);
     let side = |not: ChangeTag, only: ChangeTag| -> Vec<(bool, &str)> {
         let changes = diff.iter_all_changes().filter(|change| change.tag() != not);
         changes
@@ -350,7 +471,7 @@ fn compared([(left, expected), (right, actual)]: &[(String, String); 2]) -> Mark
 /// A time since the start, as short as it is exact.
 fn time(at_ns: u64) -> String {
     let (value, unit) = match at_ns {
-        0 => return "0".to_owned(),
+        0 => return "at 0".to_owned(),
         ns if ns.is_multiple_of(1_000_000_000) => (ns / 1_000_000_000, "s"),
         ns if ns.is_multiple_of(1_000_000) => (ns / 1_000_000, "ms"),
         ns if ns.is_multiple_of(1_000) => (ns / 1_000, "µs"),
@@ -362,52 +483,112 @@ fn time(at_ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::craft::UdpFrame;
+    use crate::{
+        craft::UdpFrame,
+        scenario::{
+            BackendKind,
+            outcome::{BackendOutcome, Frame},
+        },
+    };
 
     const HOSTILE: &str = "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&";
 
-    fn scenario(path: &str, text: &str, status: Status) -> Scenario {
-        let frame = |to: &str| UdpFrame::new("203.0.113.9:1".parse().unwrap(), to.parse().unwrap(), text).build();
-        let problem = Problem {
-            what: text.to_owned(),
-            texts: Some(
-                [("expected", "same\nfirst\n"), ("actual", "same\nsecond\n")]
-                    .map(|(a, b)| (a.to_owned(), b.to_owned() + text)),
-            ),
-            frames: Some(
-                [("expected", "192.0.2.1:1"), ("actual", "192.0.2.2:1")].map(|(a, to)| (a.to_owned(), frame(to))),
-            ),
-        };
-        let failed = status == Status::Failed;
-        Scenario {
-            path: path.to_owned(),
-            name: text.to_owned(),
-            tags: vec![text.to_owned()],
-            status,
-            backends: vec![(text.to_owned(), status, Some(text.to_owned()))],
-            problems: Vec::new(),
-            steps: vec![Step {
-                action: text.to_owned(),
-                note: Some(text.to_owned()),
-                observed: Some(text.to_owned()),
-                frames: Some((frame("192.0.2.1:1"), frame("192.0.2.2:1"))),
-                changes: vec![text.to_owned()],
-                problems: if failed { vec![problem] } else { Vec::new() },
-                ..Step::default()
-            }],
+    fn frame(to: &str) -> Frame {
+        let bytes = UdpFrame::new("203.0.113.9:1".parse().unwrap(), to.parse().unwrap(), *b"payload").build();
+        Frame {
+            decoded: vec![HOSTILE.to_owned()],
+            hex: hex::encode(bytes),
         }
     }
 
-    fn page(scenarios: Vec<Scenario>) -> String {
-        run(&Run {
-            scenarios,
-            took: Duration::from_millis(1_500),
-        })
+    fn step(text: &str) -> StepOutcome {
+        StepOutcome {
+            number: 0,
+            line: 1,
+            at_ns: 0,
+            heading: text.to_owned(),
+            note: Some(text.to_owned()),
+            packets: vec![PacketOutcome {
+                input: frame("192.0.2.1:1"),
+                verdict: text.to_owned(),
+                reason: Some(text.to_owned()),
+                output: Some(frame("192.0.2.2:1")),
+            }],
+            totals: vec![Total {
+                reason: Some(text.to_owned()),
+                verdict: text.to_owned(),
+                packets: 1,
+            }],
+            digest: Some(text.to_owned()),
+            users: vec![UserChange {
+                user: Some(1),
+                slot: 1,
+                fields: vec![(text.to_owned(), text.to_owned(), text.to_owned())],
+            }],
+            counters: vec![Counted {
+                counter: text.to_owned(),
+                packets: 1,
+                bytes: 1,
+            }],
+            remarks: vec![text.to_owned()],
+        }
+    }
+
+    fn failure(text: &str, step: Option<usize>) -> Failure {
+        Failure {
+            step,
+            line: None,
+            message: text.to_owned(),
+            differences: vec![Difference {
+                field: text.to_owned(),
+                expected: format!("same 1{text}"),
+                actual: format!("same 2{text}"),
+            }],
+            details: Some(text.to_owned()),
+        }
+    }
+
+    fn outcome(id: &str, text: &str, failed: bool) -> Outcome {
+        Outcome {
+            id: id.to_owned(),
+            path: text.to_owned(),
+            name: text.to_owned(),
+            tags: vec![text.to_owned()],
+            backends: vec![
+                BackendOutcome {
+                    backend: BackendKind::Host,
+                    skipped: None,
+                },
+                BackendOutcome {
+                    backend: BackendKind::Kernel,
+                    skipped: Some(text.to_owned()),
+                },
+            ],
+            steps: vec![step(text)],
+            snapshot: Some(format!("same\nsecond\n{text}")),
+            kept: if failed {
+                Kept::Differs {
+                    expected: format!("same\nfirst\n{text}"),
+                }
+            } else {
+                Kept::Same
+            },
+            failures: if failed {
+                vec![failure(text, Some(0)), failure(text, Some(7)), failure(text, None)]
+            } else {
+                Vec::new()
+            },
+            seconds: 0.1,
+        }
+    }
+
+    fn page(outcomes: &[Outcome]) -> String {
+        run(outcomes, Duration::from_millis(1_500))
     }
 
     #[test]
     fn nothing_that_a_scenario_says_becomes_markup() {
-        let page = page(vec![scenario(HOSTILE, HOSTILE, Status::Failed)]);
+        let page = page(&[outcome(HOSTILE, HOSTILE, true)]);
         assert!(!page.contains("<img"), "an element got through");
         assert!(!page.contains("<script>alert"), "a script got through");
         assert_eq!(page.matches("<script>").count(), 1, "the page's own");
@@ -418,7 +599,7 @@ mod tests {
 
     #[test]
     fn a_page_loads_nothing() {
-        let page = page(vec![scenario("uplink/one", "one", Status::Passed)]);
+        let page = page(&[outcome("uplink/one", "one", false)]);
         for loading in [
             "http://", "https://", "src=", "@import", "url(", "<link", "<iframe", " style=",
         ] {
@@ -428,17 +609,18 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_only_one_side_has_are_marked_on_it() {
-        let page = page(vec![scenario("uplink/one", "", Status::Failed)]);
+    fn what_only_one_side_has_is_marked_on_it() {
+        let page = page(&[outcome("uplink/one", "", true)]);
         assert!(page.contains("same\n<mark>first</mark>\n"), "{page}");
         assert!(page.contains("same\n<mark>second</mark>\n"));
+        assert!(page.contains("same <mark>1</mark>") && page.contains("same <mark>2</mark>"));
     }
 
     #[test]
     fn failures_come_first_and_lead_to_their_scenario() {
-        let page = page(vec![
-            scenario("uplink/good", "good", Status::Passed),
-            scenario("uplink/bad", "bad", Status::Failed),
+        let page = page(&[
+            outcome("uplink/good", "good", false),
+            outcome("uplink/bad", "bad", true),
         ]);
         assert!(page.contains("1 of 2 failed"));
         assert!(page.contains("<a href=\"#s1\">uplink/bad</a>") && page.contains("id=\"s1\""));
@@ -448,16 +630,20 @@ mod tests {
 
     #[test]
     fn eighty_scenarios_of_many_steps_stay_a_small_page() {
-        let mut many = scenario("captures/long", "a step", Status::Passed);
-        let step = many.steps[0].clone();
-        many.steps = (0..1_000).map(|number| Step { number, ..step.clone() }).collect();
-        let mut scenarios = vec![many];
+        let mut many = outcome("captures/long", "a step", false);
+        many.steps = (0..1_000)
+            .map(|number| StepOutcome {
+                number,
+                ..step("a step")
+            })
+            .collect();
+        let mut outcomes = vec![many];
         for nth in 0..80 {
-            let mut one = scenario(&format!("uplink/case-{nth}"), "a case", Status::Passed);
-            one.steps = vec![one.steps[0].clone(); 6];
-            scenarios.push(one);
+            let mut one = outcome(&format!("uplink/case-{nth}"), "a case", false);
+            one.steps = vec![step("a step"); 6];
+            outcomes.push(one);
         }
-        let page = page(scenarios);
+        let page = page(&outcomes);
         assert!(page.len() < 4_000_000, "{} bytes", page.len());
         assert!(page.contains("800 more steps are as they should be"));
     }
@@ -466,7 +652,7 @@ mod tests {
     fn times_are_exact() {
         assert_eq!(
             [0, 1, 1_500, 2_000_000, 3_000_000_000].map(time),
-            ["0", "1 ns", "1,500 ns", "2 ms", "3 s"]
+            ["at 0", "1 ns", "1,500 ns", "2 ms", "3 s"]
         );
     }
 }
