@@ -231,7 +231,7 @@ fn write_reports(args: &Args, outcomes: &[Outcome], took: Duration) -> Result<()
         write(path, &xml).map_err(environment)?;
     }
     if let Some(path) = &args.report {
-        let page = report::run(&report::run::Run::of(outcomes, took));
+        let page = report::run(outcomes, took);
         report::write(path, &page).map_err(|error| environment(error.into()))?;
     }
     Ok(())

@@ -9,7 +9,6 @@
 
 mod bench;
 mod chart;
-mod outcomes;
 mod packet;
 mod page;
 mod run;
