@@ -18,6 +18,7 @@ pub mod backend;
 pub mod bench;
 pub mod capture;
 pub mod craft;
+pub mod fuzz;
 pub mod inspect;
 pub mod lab;
 pub mod object;

@@ -18,6 +18,7 @@ pub struct OracleBackend {
     max_users: u32,
     counters: Counters,
     last: Option<(Direction, Reason)>,
+    last_slot: Option<u32>,
     block_generation: u16,
 }
 
@@ -32,6 +33,7 @@ impl OracleBackend {
             max_users: world.max_users,
             counters: Counters::new(),
             last: None,
+            last_slot: None,
             block_generation: 0,
         };
         world.users.iter().try_for_each(|user| backend.publish(user))?;
@@ -42,6 +44,12 @@ impl OracleBackend {
     #[must_use]
     pub fn last(&self) -> Option<(Direction, Reason)> {
         self.last
+    }
+
+    /// The slot whose state the last frame may have changed; `None` if no slot's.
+    #[must_use]
+    pub fn last_slot(&self) -> Option<u32> {
+        self.last_slot
     }
 }
 
@@ -70,6 +78,7 @@ impl Backend for OracleBackend {
         moved.packets += 1;
         moved.bytes += frame.len() as u64;
         self.last = Some((judgement.direction, judgement.reason));
+        self.last_slot = judgement.slot;
         Ok(Processed {
             verdict: judgement.verdict,
             frame: judgement.frame,

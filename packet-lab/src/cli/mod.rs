@@ -3,6 +3,7 @@
 mod bench;
 mod diff;
 mod doctor;
+mod fuzz;
 mod progress;
 mod record;
 mod relay;
@@ -56,6 +57,8 @@ enum Command {
     Diff(diff::Args),
     /// Say what this environment can run, and what to do where it cannot
     Doctor(doctor::Args),
+    /// Send any frames in any order through the oracle and the program, and compare all that they do
+    Fuzz(fuzz::Args),
     /// Make a scenario from a capture
     Record(record::Args),
     /// Send what a capture has for the relay through it, and say what became of it
@@ -93,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::execute(&args),
         Command::Diff(args) => diff::execute(&args),
         Command::Doctor(args) => doctor::execute(&args),
+        Command::Fuzz(args) => fuzz::execute(&args),
         Command::Record(args) => record::execute(&args),
         Command::Replay(args) => replay::execute(&args),
         Command::Run(args) => run::execute(&args),

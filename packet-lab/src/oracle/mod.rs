@@ -8,7 +8,7 @@
 //! headers":
 //!
 //! - A frame is Ethernet II without tags. Its destination MAC address is not looked at. Whatever cannot be read up to
-//!   and including a UDP header (another EtherType or protocol, a version that is not the EtherType's, an IPv4 header
+//!   and including a UDP header (another `EtherType` or protocol, a version that is not the `EtherType`'s, an IPv4 header
 //!   length below 20 bytes, a frame that ends before) is not known to be for anybody: `unrelated`. [`packet`]
 //! - The header checksum of IPv4 is not verified, nor is UDP's. [`rewrite`]
 //! - A fragment is an IPv4 packet with More Fragments set, or an IPv6 packet with a Fragment header, even where that is
@@ -54,6 +54,8 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// The frame afterwards.
     pub frame: Vec<u8>,
+    /// The slot whose memory may have changed.
+    pub slot: Option<u32>,
 }
 
 /// Where a user's client is.
@@ -110,6 +112,8 @@ pub struct Oracle {
     destinations: Vec<Destination>,
     blocklist: Vec<IpNet>,
     blocklist_generation: u16,
+    /// The slot whose memory the frame at hand may have changed.
+    touched: Option<u32>,
 }
 
 /// A frame that is sent, and why.
@@ -127,11 +131,13 @@ impl Oracle {
             destinations: world.destinations.clone(),
             blocklist: Vec::new(),
             blocklist_generation: 0,
+            touched: None,
         }
     }
 
     /// What becomes of a frame that comes in at this time.
     pub fn judge(&mut self, now_ns: u64, frame: &[u8]) -> Judgement {
+        self.touched = None;
         let (direction, outcome) = self.direct(now_ns, frame);
         let (reason, frame) = match outcome {
             Ok((reason, sent)) => (reason, sent),
@@ -148,6 +154,7 @@ impl Oracle {
             reason,
             verdict,
             frame,
+            slot: self.touched,
         }
     }
 
@@ -200,6 +207,7 @@ impl Oracle {
         }
 
         // 6. Is the packet number new?
+        self.touched = Some(token.slot);
         let memory = &mut self.memories[slot];
         let is_newest = memory.window.accept(token.pn).ok_or(Reason::Replayed)?;
 
@@ -304,6 +312,7 @@ impl Oracle {
             return Err(Reason::TooBig);
         }
 
+        self.touched = Some(slot);
         memory.downlink.add(payload);
         let outside = Outside {
             from_mac: self.world.mac,

@@ -32,7 +32,7 @@ pub struct Token {
 pub fn read(travelled: &[u8; TOKEN_BYTES], header_key: Option<&[u8; 16]>) -> Token {
     let [.., t0, t1, t2, t3, t4, t5, t6, t7] = *travelled;
     let tag = [t0, t1, t2, t3, t4, t5, t6, t7];
-    let mask = header_key.map_or([0; MASKED_BYTES], |key| mask(key, &tag));
+    let mask = header_key.map_or([0; MASKED_BYTES], |key| mask(key, tag));
     let clear: [u8; MASKED_BYTES] = std::array::from_fn(|i| travelled[i] ^ mask[i]);
     // slot ‖ salt ‖ pn as one number of 128 bits, big-endian.
     let number = u128::from_be_bytes(clear);
@@ -45,9 +45,9 @@ pub fn read(travelled: &[u8; TOKEN_BYTES], header_key: Option<&[u8; 16]>) -> Tok
 }
 
 /// `mask = SipHash-2-4-128(header key, tag)`
-fn mask(header_key: &[u8; 16], tag: &[u8; 8]) -> [u8; MASKED_BYTES] {
+fn mask(header_key: &[u8; 16], tag: [u8; 8]) -> [u8; MASKED_BYTES] {
     let mut hasher = SipHasher24x128::new_with_key(header_key);
-    hasher.write(tag);
+    hasher.write(&tag);
     hasher.finish128().as_bytes()
 }
 
@@ -74,8 +74,8 @@ mod tests {
 
     use super::*;
 
-    /// A row of the document's table of test vectors: slot, salt, pn, payload_len, relay_id and the token in both
-    /// forms.
+    /// A row of the document's table of test vectors: slot, salt, pn, `payload_len`, `relay_id`, and the token in
+    /// both forms.
     type Vector = (u32, u32, u64, u16, u32, [u8; TOKEN_BYTES], [u8; TOKEN_BYTES]);
 
     fn vectors() -> Vec<Vector> {

@@ -4,18 +4,18 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_pcg::Pcg64;
 
 /// One part in a million.
-pub(super) type Ppm = u32;
+pub(crate) type Ppm = u32;
 
 /// One part in one.
-pub(super) const ALWAYS: Ppm = 1_000_000;
+pub(crate) const ALWAYS: Ppm = 1_000_000;
 
 /// A source of chance. Each actor has one of its own, so that nobody's luck depends on who else is there.
 #[derive(Clone, Debug)]
-pub(super) struct Dice(Pcg64);
+pub(crate) struct Dice(Pcg64);
 
 impl Dice {
     /// Those of one actor in the runs of one seed.
-    pub(super) fn new(seed: u64, actor: u64) -> Self {
+    pub(crate) fn new(seed: u64, actor: u64) -> Self {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         bytes[8..16].copy_from_slice(&actor.to_le_bytes());
@@ -28,27 +28,27 @@ impl Dice {
     }
 
     /// Any number.
-    pub(super) fn number(&mut self) -> u64 {
+    pub(crate) fn number(&mut self) -> u64 {
         self.0.next_u64()
     }
 
     /// One of `0..end`; 0 if there is none.
-    pub(super) fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.number()) * u128::from(end)) >> 64) as u64
     }
 
     /// One of `from..=to`.
-    pub(super) fn between(&mut self, from: u64, to: u64) -> u64 {
+    pub(crate) fn between(&mut self, from: u64, to: u64) -> u64 {
         from + self.below(to.saturating_sub(from) + 1)
     }
 
     /// Whether something happens that does so this often.
-    pub(super) fn hits(&mut self, often: Ppm) -> bool {
+    pub(crate) fn hits(&mut self, often: Ppm) -> bool {
         self.below(ALWAYS.into()) < u64::from(often)
     }
 
     /// Somewhere around `mean`: from half of it to one and a half.
-    pub(super) fn around(&mut self, mean: u64) -> u64 {
+    pub(crate) fn around(&mut self, mean: u64) -> u64 {
         self.between(mean / 2, mean + mean / 2)
     }
 }

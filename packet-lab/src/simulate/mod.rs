@@ -9,7 +9,7 @@
 mod attack;
 mod class;
 mod client;
-mod dice;
+pub(crate) mod dice;
 mod engine;
 mod judge;
 mod numbers;

@@ -4,6 +4,7 @@
 mod bench;
 mod concurrency;
 mod downlink;
+mod fuzzing;
 mod lengths;
 mod limits;
 mod property;
