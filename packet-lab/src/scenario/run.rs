@@ -182,6 +182,8 @@ struct Run<'a> {
     world: World,
     users: Users,
     now_ns: u64,
+    /// The first frame of each step that sent one.
+    sent: BTreeMap<usize, Vec<u8>>,
 }
 
 /// What the frames of a step did, together.
@@ -214,6 +216,7 @@ impl<'a> Run<'a> {
             world,
             users,
             now_ns: 0,
+            sent: BTreeMap::new(),
         })
     }
 
@@ -225,7 +228,7 @@ impl<'a> Run<'a> {
         let mut remarks = Vec::new();
         let done = match &step.replay {
             Some(replay) => self.replay(replay, &mut remarks),
-            None => self.change(step).and_then(|()| self.send(step)),
+            None => self.change(step).and_then(|()| self.send(number, step)),
         };
         let seen = match done {
             Ok(seen) => seen,
@@ -321,22 +324,22 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn send(&mut self, step: &Step) -> Result<Seen, StepError> {
-        let earlier = step.repeat_step.and_then(|number| self.scenario.file.steps.get(number));
-        let described = step
-            .send
-            .as_ref()
-            .or_else(|| earlier.and_then(|earlier| earlier.send.as_ref()));
+    fn send(&mut self, number: usize, step: &Step) -> Result<Seen, StepError> {
         let mut seen = Seen::default();
-        let Some(described) = described else { return Ok(seen) };
         for nth in 0..step.count.unwrap_or(1) {
             if nth > 0 {
                 self.now_ns += step.every.map_or(0, |every| every.0);
             }
-            // A step that repeats another sends the same frame each time.
-            let number = if step.send.is_some() { u64::from(nth) } else { 0 };
-            let frame = send::frame(described, number, &self.world, &self.users).ok_or(StepError::NoUser)?;
+            let frame = match (&step.send, step.repeat_step) {
+                (Some(described), _) => {
+                    send::frame(described, u64::from(nth), &self.world, &self.users).ok_or(StepError::NoUser)?
+                }
+                // The very bytes that were sent, whatever became of the user since.
+                (None, Some(earlier)) => self.sent.get(&earlier).cloned().ok_or(StepError::NotSent(earlier))?,
+                (None, None) => return Ok(seen),
+            };
             self.give(&frame, &mut seen)?;
+            self.sent.entry(number).or_insert(frame);
         }
         Ok(seen)
     }
@@ -444,6 +447,8 @@ enum StepError {
     Capture(#[from] crate::capture::CaptureError),
     #[error("the user whose token it is is not there")]
     NoUser,
+    #[error("step {0} sent nothing that could be repeated")]
+    NotSent(usize),
     #[error(
         "a frame of {bytes} bytes cannot be given to {unable}: leave it out of `backends`, or make the frame one that a \
          link carries (at least 14 bytes, at most 3500)"
