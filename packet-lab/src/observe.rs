@@ -261,7 +261,8 @@ fn counted(observed: &Observation) -> String {
 /// What changed of what is kept of a user: field, before and after.
 #[must_use]
 pub fn changes(before: &UserState, after: &UserState) -> Vec<(&'static str, String, String)> {
-    let fields: [(&str, fn(&UserState) -> String); 6] = [
+    type Field = (&'static str, fn(&UserState) -> String);
+    let fields: [Field; 6] = [
         ("newest", |state| state.newest.to_string()),
         ("accepted", ranges),
         ("tat_ns", |state| state.tat_ns.to_string()),

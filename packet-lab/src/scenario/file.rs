@@ -92,7 +92,7 @@ impl BackendKind {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Relay {
-    /// Where clients send to; 192.0.2.1:4500 and [2001:db8::1]:4500 by default.
+    /// Where clients send to; `192.0.2.1:4500` and `[2001:db8::1]:4500` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<Vec<SocketAddr>>,
     /// Where relayed packets come from; the listeners' addresses by default.
@@ -399,10 +399,10 @@ pub struct Replay {
     /// The file (pcap or pcapng), from the scenario's folder.
     pub pcap: PathBuf,
     /// Whether tokens are sealed anew, with the scenario's users: each client (source address and port) becomes the
-    /// next user in the order of the file, tokens that are alike stay alike.
+    /// next user by id, tokens that are alike stay alike.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resign: bool,
-    /// Which client is which user, by source address and port, instead of the order.
+    /// Which client is which user, by source address and port, instead.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub clients: BTreeMap<SocketAddr, u64>,
     /// At most so many packets.

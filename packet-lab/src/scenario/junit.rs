@@ -1,4 +1,4 @@
-//! Outcomes as JUnit XML, for CI systems that show test results.
+//! Outcomes as `JUnit` XML, for CI systems that show test results.
 
 use std::time::Duration;
 
@@ -53,7 +53,8 @@ fn case(outcome: &Outcome) -> TestCase {
     case.set_time(Duration::from_secs_f64(outcome.seconds));
     let mut notes = outcome.name.clone();
     for skipped in skipped {
-        notes += &format!("\nskipped in {skipped}");
+        notes.push_str("\nskipped in ");
+        notes.push_str(&skipped);
     }
     case.set_system_out(notes);
     case

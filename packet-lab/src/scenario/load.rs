@@ -283,7 +283,10 @@ impl Check<'_> {
         }
         let mut slots: BTreeMap<u32, u64> = BTreeMap::new();
         let mut present = Present::new();
-        for (number, user) in self.file.users.iter().enumerate() {
+        // Slots that are given are taken before free ones are looked for.
+        let mut order: Vec<(usize, &User)> = self.file.users.iter().enumerate().collect();
+        order.sort_by_key(|(_, user)| user.slot.is_none());
+        for (number, user) in order {
             let at = ["user".into(), number.into()];
             self.user(&at, user);
             if present.contains_key(&user.id) {
@@ -408,7 +411,7 @@ impl Check<'_> {
         }
         if let Some(repeated) = step.repeat_step {
             let earlier = self.file.steps.get(repeated).filter(|_| repeated < number);
-            if !earlier.is_some_and(|earlier| earlier.send.is_some()) {
+            if earlier.is_none_or(|earlier| earlier.send.is_none()) {
                 let message = format!(
                     "step {repeated} is no earlier step that sends; steps are numbered from 0, this is {number}"
                 );
@@ -543,7 +546,7 @@ fn changes_of(step: &Step) -> impl Iterator<Item = &'static str> {
 }
 
 fn first_free(slots: &BTreeMap<u32, u64>) -> u32 {
-    (0..).find(|slot| !slots.contains_key(slot)).unwrap_or(u32::MAX)
+    (0..u32::MAX).find(|slot| !slots.contains_key(slot)).unwrap_or(u32::MAX)
 }
 
 /// Fields of a packet that cannot be.

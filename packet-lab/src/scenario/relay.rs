@@ -123,7 +123,7 @@ impl Users {
     }
 
     pub(super) fn add(&mut self, user: &User) -> world::User {
-        let free = (0..).find(|slot| !self.present.values().any(|(other, _)| other.slot == *slot));
+        let free = (0..u32::MAX).find(|slot| !self.present.values().any(|(other, _)| other.slot == *slot));
         let slot = user.slot.or(free).unwrap_or(u32::MAX);
         let (salt, key) = derived(user.id, 0);
         let added = world::User {

@@ -93,7 +93,7 @@ fn run_steps(scenario: &Scenario, outcome: &mut Outcome, options: Options<'_>) {
     let mut run = match Run::new(scenario, &kinds) {
         Ok(run) => run,
         Err(error) => {
-            outcome.failures.push(failure(None, error));
+            outcome.failures.push(failure(None, &error));
             return;
         }
     };
@@ -116,7 +116,7 @@ fn compare(scenario: &Scenario, text: &str, options: Options<'_>, failures: &mut
     let kept = match snapshot::read(&scenario.folder) {
         Ok(kept) => kept,
         Err(error) => {
-            failures.push(failure(None, format!("reading the snapshot: {error}")));
+            failures.push(failure(None, &format!("reading the snapshot: {error}")));
             return Kept::NotCompared;
         }
     };
@@ -125,7 +125,7 @@ fn compare(scenario: &Scenario, text: &str, options: Options<'_>, failures: &mut
         _ if options.update && failures.is_empty() => match snapshot::write(&scenario.folder, text) {
             Ok(()) => Kept::Written,
             Err(error) => {
-                failures.push(failure(None, format!("writing the snapshot: {error}")));
+                failures.push(failure(None, &format!("writing the snapshot: {error}")));
                 Kept::NotCompared
             }
         },
@@ -134,7 +134,7 @@ fn compare(scenario: &Scenario, text: &str, options: Options<'_>, failures: &mut
     }
 }
 
-fn failure(at: Option<(usize, usize)>, message: impl ToString) -> Failure {
+fn failure(at: Option<(usize, usize)>, message: &dyn ToString) -> Failure {
     Failure {
         step: at.map(|(step, _)| step),
         line: at.map(|(_, line)| line),
@@ -257,7 +257,7 @@ impl<'a> Run<'a> {
             let subject = self.subject(step, &seen);
             let differences = expect::unmet(expected, &seen, subject);
             if !differences.is_empty() {
-                let mut what = failure(Some((number, line)), "not as expected");
+                let mut what = failure(Some((number, line)), &"not as expected");
                 what.differences = differences;
                 failures.push(Failed { what, ends: false });
             }
@@ -266,7 +266,7 @@ impl<'a> Run<'a> {
     }
 
     fn broken(&self, number: usize, line: usize, error: &StepError, options: Options<'_>) -> Failed {
-        let mut what = failure(Some((number, line)), error);
+        let mut what = failure(Some((number, line)), &error);
         if let StepError::Lab(LabError::Disagreement(disagreement)) = error {
             what = self.disagreement((number, line), disagreement, options);
         }
@@ -275,7 +275,7 @@ impl<'a> Run<'a> {
 
     /// Both sides field by field, and as captures.
     fn disagreement(&self, at: (usize, usize), found: &Disagreement, options: Options<'_>) -> Failure {
-        let mut what = failure(Some(at), format!("{} and {} disagree", found.first, found.second));
+        let mut what = failure(Some(at), &format!("{} and {} disagree", found.first, found.second));
         what.differences = observe::differences(&found.expected, &found.actual)
             .into_iter()
             .map(|(field, expected, actual)| Difference {
@@ -288,12 +288,12 @@ impl<'a> Run<'a> {
         if let Some(out) = options.out {
             let folder = out.join(self.scenario.id());
             let left = found.leave_captures(&folder, self.now_ns);
-            details += &match left {
+            details = match left {
                 Ok(()) => format!(
-                    "input.pcapng, expected.pcapng and actual.pcapng are in {}",
+                    "{details}input.pcapng, expected.pcapng and actual.pcapng are in {}",
                     folder.display()
                 ),
-                Err(error) => format!("no captures of it: {error}"),
+                Err(error) => format!("{details}no captures of it: {error}"),
             };
         }
         what.details = Some(details);
@@ -370,16 +370,22 @@ impl<'a> Run<'a> {
         let (mut by_relay, mut others) = (0_u64, 0_u64);
         for packet in Capture::open(&path)? {
             let mut packet = packet?;
-            match selector.concern(&packet) {
+            // Another program than the relay gets all there is.
+            let concern = match self.scenario.file.program {
+                Some(_) => Concern::Input,
+                None => selector.concern(&packet),
+            };
+            match concern {
                 Concern::Input => {}
                 Concern::FromRelay => {
                     by_relay += 1;
                     seen.captured_outputs.push(packet.data.clone());
+                    continue;
                 }
-                Concern::Others => others += 1,
-            }
-            if selector.concern(&packet) != Concern::Input {
-                continue;
+                Concern::Others => {
+                    others += 1;
+                    continue;
+                }
             }
             let first = *first_at_ns.get_or_insert(packet.at_ns);
             self.now_ns = self.now_ns.max(began_ns + packet.at_ns.saturating_sub(first));
@@ -408,12 +414,11 @@ impl<'a> Run<'a> {
             .send
             .as_ref()
             .or_else(|| earlier.and_then(|earlier| earlier.send.as_ref()))?;
-        let slot = match &described.token {
-            Some(token) => self.users.get(token.user)?.slot,
-            None => {
-                let to = described.to?;
-                (0..self.world.max_users).find(|slot| self.world.egress_endpoint(*slot, to.is_ipv4()) == Some(to))?
-            }
+        let slot = if let Some(token) = &described.token {
+            self.users.get(token.user)?.slot
+        } else {
+            let to = described.to?;
+            (0..self.world.max_users).find(|slot| self.world.egress_endpoint(*slot, to.is_ipv4()) == Some(to))?
         };
         let changed = seen.observations.iter().rev().flat_map(|observed| &observed.users);
         let after = changed

@@ -170,7 +170,7 @@ as_text!(
     "02:00:00:00:00:01"
 );
 
-/// A SipHash key: 16 bytes.
+/// A key of 16 bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Key(pub [u8; 16]);
 

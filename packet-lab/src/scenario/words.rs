@@ -76,7 +76,7 @@ fn raw(frame: &[u8]) -> String {
 }
 
 fn token(token: &Token) -> String {
-    let mut text = format!("token of user {} pn {}", token.user, token.pn);
+    let text = format!("token of user {} pn {}", token.user, token.pn);
     let mut odd = Vec::new();
     let mut given = |what: &str, value: Option<String>| odd.extend(value.map(|value| format!("{what}{value}")));
     given("slot ", token.slot.map(|slot| slot.to_string()));
@@ -93,10 +93,10 @@ fn token(token: &Token) -> String {
     );
     given("bit ", token.flip_bit.map(|bit| format!("{bit} flipped")));
     given("cut to ", token.cut.map(|bytes| format!("{bytes} bytes")));
-    if !odd.is_empty() {
-        text += &format!(" ({})", odd.join(", "));
+    if odd.is_empty() {
+        return text;
     }
-    text
+    format!("{text} ({})", odd.join(", "))
 }
 
 fn oddities(send: &Send) -> Vec<String> {
