@@ -11,7 +11,9 @@ use packet_lab::{
     },
     capture::{Packet, Writer},
     replay::{
-        Options, Progress, ReplayError, Replayed, Resigner, Selector, Summary, Timing, Watcher, cast::lab_grants,
+        Options, Progress, ReplayError, Replayed, Resigner, Selector, Summary, Timing, Watcher,
+        cast::lab_grants,
+        outputs::{Outputs, OutputsError},
         replay,
     },
     simulate::number,
@@ -67,6 +69,9 @@ pub struct Args {
     /// Seal the tokens anew, for users of this lab
     #[arg(long)]
     resign: bool,
+    /// Fail unless what is sent is what the capture shows its relay sending, byte for byte
+    #[arg(long, conflicts_with = "resign")]
+    check_outputs: bool,
     /// Write each packet as it is afterwards, with verdict and reason as its comment
     #[arg(long, value_name = "OUT.pcapng")]
     write: Option<PathBuf>,
@@ -225,6 +230,7 @@ struct Tools {
     progress: super::progress::Progress,
     outputs: Option<Writer>,
     inputs: Option<Writer>,
+    check: Option<Outputs>,
 }
 
 impl Tools {
@@ -235,6 +241,7 @@ impl Tools {
             progress: super::progress::Progress::new("replaying"),
             outputs: create(&args.write).map_err(usage)?,
             inputs: create(&args.write_inputs).map_err(usage)?,
+            check: args.check_outputs.then(Outputs::default),
         })
     }
 
@@ -243,10 +250,15 @@ impl Tools {
         self.progress.finish();
         let summary = summary.map_err(|error| match error {
             ReplayError::Backend(_) => (Exit::Environment, error.into()),
+            ReplayError::Watcher(error) if error.is::<OutputsError>() => (Exit::Failure, error),
             error => (Exit::Usage, error.into()),
         })?;
         for writer in [self.outputs, self.inputs].into_iter().flatten() {
             writer.finish().map_err(|error| (Exit::Usage, error.into()))?;
+        }
+        if let Some(check) = self.check {
+            check.finish().map_err(|error| (Exit::Failure, error.into()))?;
+            eprintln!("{} packets were sent as the capture has them", number(check.matched()));
         }
         Ok(summary)
     }
@@ -261,7 +273,17 @@ impl Watcher for Tools {
         if let Some(writer) = &mut self.inputs {
             writer.write(&packet.input.clone().commented(packet.comment()))?;
         }
+        if let Some(check) = &mut self.check {
+            check.replayed(packet)?;
+        }
         Ok(())
+    }
+
+    fn from_relay(&mut self, packet: &Packet) -> anyhow::Result<()> {
+        match &mut self.check {
+            Some(check) => check.from_relay(packet),
+            None => Ok(()),
+        }
     }
 
     fn progress(&mut self, progress: Progress) {

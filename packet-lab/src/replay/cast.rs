@@ -17,7 +17,7 @@ use crate::{
 
 /// The port that listeners have by default.
 pub const DEFAULT_PORT: u16 = 4500;
-/// The next hop of destinations, which no capture shows.
+/// The next hop of destinations that the capture does not show the relay sending to.
 pub const NEXT_HOP: NextHop = NextHop {
     mac: [0x02, 0, 0, 0, 0, 0xd1],
     mtu: 1500,
@@ -134,10 +134,7 @@ impl Known {
         let distinct: HashSet<SocketAddr> = users.iter().map(|user| user.to).collect();
         let mut distinct: Vec<SocketAddr> = distinct.into_iter().collect();
         distinct.sort_unstable();
-        world.destinations.extend(distinct.into_iter().map(|to| Destination {
-            to,
-            next_hop: Some(NEXT_HOP),
-        }));
+        world.destinations = distinct.into_iter().map(|to| resolved(&world, survey, to)).collect();
         world.users = users;
         Ok(Cast {
             world,
@@ -352,6 +349,19 @@ fn destinations(world: &World, survey: &Survey) -> HashMap<u32, SocketAddr> {
         }
     }
     destinations.into_iter().map(|(slot, (to, _))| (slot, to)).collect()
+}
+
+/// A destination with its next hop: where the capture shows the relay sending to it, the MAC address there.
+fn resolved(world: &World, survey: &Survey, to: SocketAddr) -> Destination {
+    let sent = survey
+        .flows
+        .iter()
+        .find(|flow| flow.to == to && slot_of(world, flow.from).is_some());
+    let mac = sent.map_or(NEXT_HOP.mac, |flow| flow.to_mac);
+    Destination {
+        to,
+        next_hop: Some(NextHop { mac, ..NEXT_HOP }),
+    }
 }
 
 fn slots_in_order(world: &World, survey: &Survey) -> Vec<u32> {

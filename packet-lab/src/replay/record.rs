@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Cast, CastError, Concern, Known, Resigner, Selector, Survey,
-    cast::{HEADER_KEY, lab_grants},
+    cast::{HEADER_KEY, NEXT_HOP, lab_grants},
 };
 use crate::{
     capture::{Capture, CaptureError, Writer},
@@ -356,6 +356,7 @@ fn scenario(order: &Order, world: &World, kept: &Kept, expect: &BTreeMap<String,
     let (area, _) = order.name.split_once('/').unwrap_or_default();
     let _ = writeln!(text, "tags = {}\n", strings(["capture", area]));
     relay(world, &mut text);
+    destinations(world, &mut text);
     for (number, user) in world.users.iter().enumerate() {
         let anonymous = sealed.then(|| {
             (
@@ -420,6 +421,17 @@ fn relay(world: &World, text: &mut String) {
     }
     if world.drop_unmatched {
         text.push_str("unmatched = \"drop\"\n");
+    }
+}
+
+/// The destinations whose next hop is not what a scenario gives them by itself.
+fn destinations(world: &World, text: &mut String) {
+    for destination in &world.destinations {
+        let is_used = world.users.iter().any(|user| user.to == destination.to);
+        if let Some(hop) = destination.next_hop.filter(|hop| is_used && *hop != NEXT_HOP) {
+            let (to, mac) = (destination.to, inspect::mac(hop.mac));
+            let _ = write!(text, "\n[[destination]]\nto = \"{to}\"\nmac = \"{mac}\"\n");
+        }
     }
 }
 
