@@ -67,7 +67,7 @@ enum Command {
     Run(run::Args),
     /// Print the JSON schema of scenario files
     Schema(schema::Args),
-    /// Show a capture packet by packet
+    /// Show a capture packet by packet, or a scenario
     Show(show::Args),
     /// Send many users' packets through the relay over virtual time, under attack, and judge every one
     Simulate(simulate::Args),

@@ -12,8 +12,9 @@ use lumenlink_relay::{
     grant::Grant,
 };
 use packet_lab::{
+    World,
     capture::CaptureError,
-    replay::{Cast, Known, Survey, cast::read_grants},
+    replay::{Cast, Known, Survey, cast::read_grants, select::addresses_of},
 };
 
 use super::{Exit, progress::Progress};
@@ -102,6 +103,17 @@ impl RelayArgs {
             )
         })?;
         Ok(checked.config)
+    }
+
+    /// A world that is known, for a capture of a relay whose MAC address may be another.
+    pub fn in_world(&self, mut world: World, survey: &Survey) -> Cast {
+        let shown = survey.mac_of(&addresses_of(&world.listeners, &world.egress));
+        world.mac = self.mac.or(shown).unwrap_or(world.mac);
+        Cast {
+            captured_mac: world.mac,
+            world,
+            assumed: Vec::new(),
+        }
     }
 
     /// Looks through the capture and makes its world.

@@ -2,27 +2,26 @@
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use packet_lab::{
     Backend, World,
-    backend::{
-        BackendError, host::HostBackend, kernel, kernel::KernelBackend, oracle::OracleBackend, veth, veth::VethBackend,
-    },
+    backend::BackendError,
     capture::{Packet, Writer},
+    craft::Grant,
     replay::{
-        Options, Progress, ReplayError, Replayed, Resigner, Selector, Summary, Timing, Watcher,
+        Cast, Options, Progress, ReplayError, Replayed, Resigner, Selector, Summary, Timing, Watcher,
         cast::lab_grants,
         outputs::{Outputs, OutputsError},
         replay,
     },
+    scenario::{self, BackendKind, Scenario},
     simulate::number,
 };
 use serde::Serialize;
 
 use super::{
     Ended, Exit, json, line,
-    relay::{RelayArgs, say_assumed},
+    relay::{RelayArgs, say_assumed, survey},
 };
 
 #[derive(Debug, clap::Args)]
@@ -40,6 +39,7 @@ use super::{
                   packet-lab replay incident.pcap --config relay.toml --grants grants.ndjson\n  \
                   packet-lab replay incident.pcap --resign --backend kernel\n  \
                   packet-lab replay incident.pcapng --resign --write out.pcapng && wireshark out.pcapng\n  \
+                  packet-lab replay incident.pcap --resign --scenario scenarios/incidents/first\n  \
                   packet-lab replay incident.pcap --resign --pps 100000 --loop 10 --limit 500000\n  \
                   packet-lab replay incident.pcap --resign --backend veth --mbps 5 --json"
 )]
@@ -48,9 +48,12 @@ pub struct Args {
     file: PathBuf,
     #[command(flatten)]
     relay: RelayArgs,
+    /// The world of a scenario, its users and their keys, instead
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["config", "grants", "listen", "to"])]
+    scenario: Option<PathBuf>,
     /// What packets go through
-    #[arg(long, value_name = "BACKEND", default_value = "host")]
-    backend: Kind,
+    #[arg(long, value_name = "host|oracle|kernel|veth", default_value = "host", value_parser = backend_kind)]
+    backend: BackendKind,
     /// Packets per second, instead of the capture's own timing
     #[arg(long, value_name = "N", group = "speed", value_parser = positive)]
     pps: Option<f64>,
@@ -83,18 +86,6 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-enum Kind {
-    /// The data plane's logic in this process
-    Host,
-    /// The model written from the protocol document, in this process
-    Oracle,
-    /// The XDP program in the kernel, by test run
-    Kernel,
-    /// The XDP program on a wire between network namespaces
-    Veth,
-}
-
 fn positive(text: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok();
     number
@@ -116,18 +107,16 @@ struct Report<'a> {
 
 pub fn execute(args: &Args) -> Ended {
     check_outputs(args)?;
-    let (_, cast, known) = args.relay.cast(&args.file, args.resign)?;
+    let (cast, known) = args.cast()?;
     say_assumed(&cast);
-    let mut backend = args.backend.make(&cast.world)?;
-    let mut resigner = args
-        .resign
-        .then(|| Resigner::new(&cast.world).knowing(lab_grants(&known.grants)));
+    let mut backend = make(args.backend, &cast.world)?;
+    let mut resigner = args.resign.then(|| Resigner::new(&cast.world).knowing(known));
     let mut tools = Tools::new(args)?;
     let options = Options {
         timing: args.timing(),
         loops: args.loops,
         limit: args.limit,
-        real_time: args.backend == Kind::Veth,
+        real_time: args.backend == BackendKind::Veth,
     };
     let selector = Selector::new(&cast.world, cast.captured_mac);
     let summary = replay(
@@ -189,6 +178,22 @@ fn check_outputs(args: &Args) -> Result<(), (Exit, anyhow::Error)> {
 }
 
 impl Args {
+    /// The world, and the grants that the capture's tokens may have been sealed with.
+    fn cast(&self) -> Result<(Cast, Vec<Grant>), (Exit, anyhow::Error)> {
+        let Some(folder) = &self.scenario else {
+            let (_, cast, known) = self.relay.cast(&self.file, self.resign)?;
+            return Ok((cast, lab_grants(&known.grants)));
+        };
+        let scenario = Scenario::load(folder).map_err(|error| (Exit::Usage, error.into()))?;
+        let world = scenario.world().ok_or_else(|| {
+            let why = anyhow::anyhow!("{} is about another program than the relay", scenario.path.display());
+            (Exit::Usage, why)
+        })?;
+        let (survey, _) = survey(&self.file)?;
+        let grants = world.users.iter().filter_map(|user| world.grant(user.slot)).collect();
+        Ok((self.relay.in_world(world, &survey), grants))
+    }
+
     fn timing(&self) -> Timing {
         match (self.pps, self.mbps, self.topspeed) {
             (Some(pps), ..) => Timing::PacketsPerSecond(pps),
@@ -199,30 +204,21 @@ impl Args {
     }
 }
 
-impl Kind {
-    fn make(self, world: &World) -> Result<Box<dyn Backend>, (Exit, anyhow::Error)> {
-        let missing = match self {
-            Self::Host | Self::Oracle => Vec::new(),
-            Self::Kernel => kernel::missing_capabilities(),
-            Self::Veth => veth::missing_capabilities(),
-        };
-        if !missing.is_empty() {
-            let (name, missing) = (self.to_possible_value(), missing.join(" and "));
-            let name = name.as_ref().map_or("", |value| value.get_name());
-            let why = anyhow::anyhow!("the {name} backend needs {missing}: run as root, or with --backend host");
-            return Err((Exit::Environment, why));
-        }
-        let backend: Result<Box<dyn Backend>, BackendError> = match self {
-            Self::Host => HostBackend::new(world).map(|backend| Box::new(backend) as _),
-            Self::Oracle => OracleBackend::new(world).map(|backend| Box::new(backend) as _),
-            Self::Kernel => KernelBackend::new(world).map(|backend| Box::new(backend) as _),
-            Self::Veth => VethBackend::new(world).map(|backend| Box::new(backend) as _),
-        };
-        backend.map_err(|error| match error {
-            BackendError::World(_) => (Exit::Usage, error.into()),
-            error => (Exit::Environment, error.into()),
-        })
+/// A backend by its name.
+fn backend_kind(text: &str) -> Result<BackendKind, String> {
+    let known = BackendKind::ALL.into_iter().find(|kind| kind.name() == text);
+    known.ok_or_else(|| format!("there are {}", BackendKind::ALL.map(BackendKind::name).join(", ")))
+}
+
+fn make(kind: BackendKind, world: &World) -> Result<Box<dyn Backend>, (Exit, anyhow::Error)> {
+    if let Some(missing) = scenario::missing(kind) {
+        let why = anyhow::anyhow!("the {} backend {missing}, or with --backend host", kind.name());
+        return Err((Exit::Environment, why));
     }
+    scenario::backend(kind, world).map_err(|error| match error {
+        BackendError::World(_) => (Exit::Usage, error.into()),
+        error => (Exit::Environment, error.into()),
+    })
 }
 
 /// What goes on beside a replay: progress, and files that are written.
@@ -279,9 +275,9 @@ impl Watcher for Tools {
         Ok(())
     }
 
-    fn from_relay(&mut self, packet: &Packet) -> anyhow::Result<()> {
+    fn relay_sent(&mut self, packet: &Packet) -> anyhow::Result<()> {
         match &mut self.check {
-            Some(check) => check.from_relay(packet),
+            Some(check) => check.relay_sent(packet),
             None => Ok(()),
         }
     }

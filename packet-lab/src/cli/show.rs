@@ -1,10 +1,10 @@
-//! `show`: a capture, packet by packet, as people read it.
+//! `show`: a capture packet by packet, or a scenario, as people read it.
 
 use std::{
     fmt::Write as _,
     io::{self, BufWriter, Write},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use console::style;
@@ -14,23 +14,25 @@ use packet_lab::{
     craft::{Keyring, TOKEN_BYTES},
     inspect::{Dissection, Layer},
     replay::cast::{DEFAULT_PORT, lab_grants},
+    scenario::{FILE_NAME, Scenario},
 };
 
-use super::{Ended, Exit, relay::KeyArgs};
+use super::{Ended, Exit, line, relay::KeyArgs};
 
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Of each packet: its time, the layers with every field, each checksum next to what it should be, the \
                   token where it goes to a listener, and all bytes with their offsets. With --brief one line: number, \
-                  seconds since the first packet, sender, receiver, protocol, bytes of payload, and the comment.\n\n\
+                  seconds since the first packet, sender, receiver, protocol, bytes of payload, and the comment. Of a scenario: its world, its steps, its snapshot.\n\n\
                   Examples:\n  \
                   packet-lab show incident.pcap --brief | less\n  \
                   packet-lab show incident.pcap --packet 17 --grants grants.ndjson\n  \
                   packet-lab show out.pcapng --limit 3\n  \
+                  packet-lab show scenarios/captures/dns\n  \
                   tcpdump -i eth0 -w - udp | packet-lab show --brief -"
 )]
 pub struct Args {
-    /// A pcap or pcapng file; `-` for standard input
+    /// A pcap or pcapng file, `-` for standard input; or a scenario's folder
     file: PathBuf,
     /// One line each
     #[arg(long, short)]
@@ -46,6 +48,9 @@ pub struct Args {
 }
 
 pub fn execute(args: &Args) -> Ended {
+    if is_scenario(&args.file) {
+        return show_scenario(&args.file);
+    }
     let tokens = Tokens {
         keyring: lab_grants(&args.keys.grants()?).into_iter().collect(),
         listeners: args.keys.listen.clone(),
@@ -63,6 +68,21 @@ pub fn execute(args: &Args) -> Ended {
             Err((Exit::Usage, error))
         }
     }
+}
+
+/// Whether a path is a scenario's rather than a capture's.
+fn is_scenario(path: &Path) -> bool {
+    path.join(FILE_NAME).is_file() || path.extension().is_some_and(|extension| extension == "toml")
+}
+
+fn show_scenario(path: &Path) -> Ended {
+    let scenario = Scenario::load(path).map_err(|error| (Exit::Usage, error.into()))?;
+    let text = scenario.describe().map_err(|error| {
+        let error = anyhow::Error::from(error).context(format!("reading the snapshot of {}", path.display()));
+        (Exit::Usage, error)
+    })?;
+    line(text.trim_end());
+    Ok(Exit::Pass)
 }
 
 enum Stopped {

@@ -20,13 +20,12 @@ use super::{
 use crate::{
     capture::{Capture, CaptureError, Writer},
     inspect::{self, Outline},
+    scenario::{self, SCHEMA, Scenario, ScenarioError},
     world::{User, World},
 };
 
 /// The capture in a scenario's folder.
 pub const CAPTURE_FILE: &str = "capture.pcapng";
-/// The scenario in its folder.
-pub const SCENARIO_FILE: &str = "scenario.toml";
 
 /// What to record, and where.
 #[derive(Clone, Debug)]
@@ -103,6 +102,9 @@ pub enum RecordError {
         /// What was taken for the relay.
         relay: String,
     },
+    /// What was made is no scenario: a fault of the lab.
+    #[error("the scenario that was made does not load, which is a fault of packet-lab: {0}")]
+    Scenario(#[from] ScenarioError),
     /// A file cannot be written.
     #[error("writing {}: {error}", path.display())]
     Write {
@@ -145,8 +147,13 @@ pub fn record(
         order.expect.clone()
     };
     let sealed = !known.grants.is_empty();
-    draft.write(SCENARIO_FILE, &scenario(order, &world, &kept, &expect, sealed))?;
+    draft.write(
+        scenario::FILE_NAME,
+        &scenario_text(order, &world, &kept, &expect, sealed),
+    )?;
     draft.write("README.md", &readme(order, &survey, &kept, &cast, sealed)?)?;
+    // Whatever the capture holds, the file must be one that loads.
+    Scenario::load(&draft.0)?;
     draft.publish(&folder)?;
     Ok(Recorded {
         folder,
@@ -351,8 +358,11 @@ fn strings(values: impl IntoIterator<Item = impl ToString>) -> String {
 }
 
 /// The scenario, as people would write it.
-fn scenario(order: &Order, world: &World, kept: &Kept, expect: &BTreeMap<String, u64>, sealed: bool) -> String {
-    let mut text = format!("schema = 1\nname = {}\n", quoted(title(order, kept)));
+fn scenario_text(order: &Order, world: &World, kept: &Kept, expect: &BTreeMap<String, u64>, sealed: bool) -> String {
+    let mut text = format!(
+        "#:schema ../../schema.json\nschema = {SCHEMA}\nname = {}\n",
+        quoted(title(order, kept))
+    );
     let (area, _) = order.name.split_once('/').unwrap_or_default();
     let _ = writeln!(text, "tags = {}\n", strings(["capture", area]));
     relay(world, &mut text);

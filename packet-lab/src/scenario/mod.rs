@@ -4,6 +4,7 @@
 //! step where there are several, and tells what came of it as an [`Outcome`]. What every packet did is kept in a
 //! [`snapshot`] beside the file, one for all backends.
 
+mod describe;
 mod error;
 mod expect;
 mod file;

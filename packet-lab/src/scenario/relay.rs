@@ -8,6 +8,7 @@ use std::{
 use relay_ebpf::layout::{MAX_EGRESS, MAX_LISTENERS};
 
 use super::file::{Destination, File, NextHop, Relay, Renew, Unmatched, User};
+use super::load::Scenario;
 use crate::world::{self, World};
 
 /// MAC address of next hops that nothing else is said of.
@@ -18,8 +19,8 @@ const MTU: u16 = 1500;
 const HEADER_KEY: [u8; 16] = [
     0xf0, 0xf1, 0xf2, 0xf3, 0xf4, 0xf5, 0xf6, 0xf7, 0xf8, 0xf9, 0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0xff,
 ];
-const RATE: u32 = 10_000;
-const BURST: u32 = 1_000;
+pub(super) const RATE: u32 = 10_000;
+pub(super) const BURST: u32 = 1_000;
 /// More slots make runs slow and snapshots say nothing more.
 const MOST_USERS: u32 = 1 << 20;
 
@@ -165,6 +166,14 @@ fn derived(id: u64, renewals: u32) -> (u32, [u8; 16]) {
     key[..8].copy_from_slice(&id.to_be_bytes());
     key[8..].copy_from_slice(&u64::from(renewals).to_be_bytes());
     (salt, key)
+}
+
+impl Scenario {
+    /// The world at the start; none if it is about another program than the relay.
+    #[must_use]
+    pub fn world(&self) -> Option<World> {
+        self.file.program.is_none().then(|| world(&self.file).0)
+    }
 }
 
 /// The world at the start, and its users.

@@ -621,3 +621,92 @@ fn a_capture_without_anything_for_the_relay_leaves_nothing_behind() {
         "something was left behind"
     );
 }
+
+#[test]
+fn a_capture_that_somebody_sent_is_a_failing_scenario_within_two_commands() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("scenarios")).unwrap();
+    let expect = "relayed=1,ping=1,truncated=1,replayed=1,fragment=1,unrelated=1";
+    bench.ends(
+        0,
+        &format!("record @usec.pcap --name incidents/first --expect {expect}"),
+    );
+    let run = "run scenarios/incidents/first --backend host,oracle";
+    let failed = bench.ends(1, run);
+    assert!(failed.contains("no snapshot yet"), "{failed}");
+
+    bench.ends(0, &format!("{run} --update"));
+    bench.ends(0, run);
+    let shown = bench.ends(0, "show scenarios/incidents/first");
+    for part in [
+        "user 1 for 198.51.100.7:5000",
+        "replay of capture.pcapng",
+        "1 relayed",
+        "packet 0: TX uplink relayed",
+    ] {
+        assert!(shown.contains(part), "no `{part}` in\n{shown}");
+    }
+
+    bench.ends(0, "record @usec.pcap --name incidents/second --expect relayed=2");
+    let failed = bench.ends(1, "run scenarios/incidents/second --backend host --update");
+    assert!(failed.contains("reasons.relayed"), "{failed}");
+}
+
+#[test]
+fn a_scenarios_world_is_replayed_in_with_its_own_keys() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("scenarios")).unwrap();
+    bench.ends(0, "record @usec.pcap --name incidents/sealed --grants grants.ndjson");
+    let folder = bench.path("scenarios/incidents/sealed");
+    let line = format!(
+        "replay {}/capture.pcapng --scenario {} --json",
+        folder.display(),
+        folder.display()
+    );
+    let report = bench.json(&line);
+    assert_eq!(
+        (of_reason(&report, "relayed"), of_reason(&report, "ping")),
+        (1, 1),
+        "{report:#}"
+    );
+    bench.fails(2, "replay @usec.pcap --scenario nowhere", "nowhere");
+    bench.fails(
+        2,
+        "replay @usec.pcap --scenario nowhere --grants grants.ndjson",
+        "cannot be used with",
+    );
+}
+
+/// The captures of real programs show both sides of the relay; their grants are in their scenarios.
+#[test]
+fn what_is_sent_is_checked_against_what_the_captures_relay_sent() {
+    let bench = Bench::new();
+    let scenario = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios/captures/dns");
+    let scenario = scenario.display();
+    let check = format!("replay {scenario}/dns.pcapng --scenario {scenario} --check-outputs");
+    let output = bench.run(&check);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("14 packets were sent as the capture has them"),
+        "{}",
+        text(&output.stderr)
+    );
+
+    // One of the relay's packets is another.
+    let mut all = packets(Path::new(&format!("{scenario}/dns.pcapng")));
+    let sent = all
+        .iter()
+        .position(|packet| packet.data[6..12] == [0x02, 0, 0, 0, 0, 0x01])
+        .unwrap();
+    *all[sent].data.last_mut().unwrap() ^= 1;
+    let mut writer = Writer::create(bench.path("changed.pcapng")).unwrap();
+    all.iter().for_each(|packet| writer.write(packet).unwrap());
+    writer.finish().unwrap();
+    let check = format!("replay changed.pcapng --scenario {scenario} --check-outputs");
+    bench.fails(1, &check, "the relay sent, as the capture has it");
+    bench.fails(
+        1,
+        "replay @usec.pcap --grants grants.ndjson --check-outputs",
+        "the capture",
+    );
+}
