@@ -51,8 +51,8 @@ pub struct Args {
     /// The world of a scenario, its users and their keys, instead
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["config", "grants", "listen", "to"])]
     scenario: Option<PathBuf>,
-    /// What packets go through
-    #[arg(long, value_name = "host|oracle|kernel|veth", default_value = "host", value_parser = backend_kind)]
+    /// What packets go through: host, oracle, kernel or veth
+    #[arg(long, value_name = "BACKEND", default_value = "host", value_parser = super::run::backend)]
     backend: BackendKind,
     /// Packets per second, instead of the capture's own timing
     #[arg(long, value_name = "N", group = "speed", value_parser = positive)]
@@ -202,12 +202,6 @@ impl Args {
             _ => Timing::Capture,
         }
     }
-}
-
-/// A backend by its name.
-fn backend_kind(text: &str) -> Result<BackendKind, String> {
-    let known = BackendKind::ALL.into_iter().find(|kind| kind.name() == text);
-    known.ok_or_else(|| format!("there are {}", BackendKind::ALL.map(BackendKind::name).join(", ")))
 }
 
 fn make(kind: BackendKind, world: &World) -> Result<Box<dyn Backend>, (Exit, anyhow::Error)> {

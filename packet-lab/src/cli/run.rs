@@ -61,7 +61,7 @@ pub struct Args {
     json: bool,
 }
 
-fn backend(name: &str) -> Result<BackendKind, UnknownName> {
+pub fn backend(name: &str) -> Result<BackendKind, UnknownName> {
     find_name("backend", name, &BackendKind::ALL, BackendKind::name)
 }
 

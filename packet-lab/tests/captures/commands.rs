@@ -178,7 +178,7 @@ fn a_capture_that_may_not_be_read_ends_with_2() {
 #[case::no_speed("replay @usec.pcap --pps 0", "write a number above 0")]
 #[case::a_speed_that_is_none("replay @usec.pcap --mbps fast", "write a number above 0")]
 #[case::never("replay @usec.pcap --loop 0", "0 is not in 1..")]
-#[case::no_such_backend("replay @usec.pcap --backend moon", "invalid value 'moon'")]
+#[case::no_such_backend("replay @usec.pcap --backend moon", "there is no backend `moon`")]
 #[case::half_a_mac("replay @usec.pcap --mac 02:00", "write 6 bytes in hex")]
 #[case::a_listener_without_port("replay @usec.pcap --listen 192.0.2.1", "invalid value '192.0.2.1'")]
 #[case::no_listener("replay @ipv4.pcap --config nonexistent.toml", "nonexistent.toml")]
@@ -631,7 +631,7 @@ fn a_capture_that_somebody_sent_is_a_failing_scenario_within_two_commands() {
         0,
         &format!("record @usec.pcap --name incidents/first --expect {expect}"),
     );
-    let run = "run scenarios/incidents/first --backend host,oracle";
+    let run = "run scenarios/incidents/first --backend host --backend oracle";
     let failed = bench.ends(1, run);
     assert!(failed.contains("no snapshot yet"), "{failed}");
 
