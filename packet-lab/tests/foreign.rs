@@ -4,12 +4,14 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use packet_lab::{
     Backend, Lab, Observation, Verdict, World,
     backend::{BackendError, foreign::ForeignBackend, kernel, veth},
     object::{Object, ObjectError},
+    scenario::Scenario,
     world::address,
 };
 use rstest::rstest;
@@ -276,4 +278,71 @@ fn of_a_program_that_the_verifier_refuses_the_line_that_matters_is_told() {
     assert!(error.contains("instruction 1: (71) r1 = *(u8 *)(r1 +13)"), "{error}");
     assert!(error.contains("source code return data[13] == 0"), "{error}");
     assert!(error.lines().count() < 8, "{error}");
+}
+
+/// What is wrong with a scenario of the program `name` in `object`, which is in the examples.
+fn faults(object: &str, name: &str, verdict: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let object = example(object).display().to_string();
+    let text = format!(
+        "schema = 1\nname = \"a case\"\n[program]\nobject = \"{object}\"\nname = \"{name}\"\n\
+         [[step]]\nsend = {{ frame = \"hex:{PING}\" }}\nexpect = {{ verdict = \"{verdict}\" }}\n"
+    );
+    fs::write(folder.path().join("scenario.toml"), text).unwrap();
+    match Scenario::load(folder.path()) {
+        Ok(_) => String::new(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[rstest]
+#[case::nothing("pong.o", "pong", "TX", "", "")]
+#[case::no_such_file("nowhere.o", "pong", "TX", "scenario.toml:4:10: ", "No such file or directory")]
+#[case::no_object("pong.c", "pong", "TX", "scenario.toml:4:10: ", "does not begin as an ELF file does")]
+#[case::no_such_program(
+    "pong.o",
+    "ping",
+    "TX",
+    "scenario.toml:5:8: ",
+    "has no program `ping`: its XDP programs are"
+)]
+#[case::not_for_xdp("pong.o", "of_another_kind", "TX", "scenario.toml:5:8: ", "is no XDP program")]
+#[case::aborted("pong.o", "give_up", "ABORTED", "scenario.toml:8:", "say `backends = [\"kernel\"]`")]
+#[case::redirect("pong.o", "pong", "REDIRECT", "scenario.toml:8:", "say `backends = [\"kernel\"]`")]
+fn what_is_wrong_with_a_scenario_of_a_program_is_told_with_its_place(
+    #[case] object: &str,
+    #[case] name: &str,
+    #[case] verdict: &str,
+    #[case] place: &str,
+    #[case] message: &str,
+) {
+    let faults = faults(object, name, verdict);
+    assert!(faults.contains(place) && faults.contains(message), "{faults}");
+    assert_eq!(faults.is_empty(), message.is_empty(), "{faults}");
+}
+
+#[test]
+fn the_whole_log_of_a_refusal_goes_to_the_file_that_is_named() {
+    if !can_run("in the kernel", &kernel::missing_capabilities()) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (scenario, log) = (folder.path().join("scenario.toml"), folder.path().join("log"));
+    let object = example("refused.o").display().to_string();
+    let text = format!(
+        "schema = 1\nname = \"a case\"\nbackends = [\"kernel\"]\n[program]\nobject = \"{object}\"\n\
+         name = \"reads_too_far\"\n[[step]]\nsend = {{ frame = \"hex:{PING}\" }}\n"
+    );
+    fs::write(&scenario, text).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_packet-lab"))
+        .arg("run")
+        .arg(&scenario)
+        .env("LUMENLINK_VERIFIER_LOG", &log)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("source code return data[13] == 0"), "{said}");
+    assert!(said.contains(&format!("log are in {}", log.display())), "{said}");
+    assert!(fs::read_to_string(&log).unwrap().contains("processed 2 insns"));
 }

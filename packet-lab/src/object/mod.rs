@@ -121,10 +121,7 @@ impl Object {
     /// # Errors
     /// See [`ObjectError`]; nothing stays loaded.
     pub fn load(path: &Path, name: &str) -> Result<Self, ObjectError> {
-        let mut bytes = read(path)?;
-        let hidden = sections::adapt(&mut bytes).map_err(|found| not_an_object(path, found))?;
-        let parsed = parse(path, &bytes)?;
-        find(path, &parsed, &hidden, name)?;
+        let (bytes, parsed) = open(path, name)?;
         let missing = missing_capabilities();
         if !missing.is_empty() {
             return Err(ObjectError::Capabilities(missing));
@@ -167,6 +164,23 @@ impl Object {
             reason,
         }
     }
+}
+
+/// Says whether an object file has an XDP program `name`, without the kernel.
+///
+/// # Errors
+/// If it has not, or is no object file; see [`ObjectError`].
+pub fn check(path: &Path, name: &str) -> Result<(), ObjectError> {
+    open(path, name).map(drop)
+}
+
+/// The file, as the loader takes it.
+fn open(path: &Path, name: &str) -> Result<(Vec<u8>, Parsed), ObjectError> {
+    let mut bytes = read(path)?;
+    let hidden = sections::adapt(&mut bytes).map_err(|found| not_an_object(path, found))?;
+    let parsed = parse(path, &bytes)?;
+    find(path, &parsed, &hidden, name)?;
+    Ok((bytes, parsed))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ObjectError> {

@@ -163,6 +163,11 @@ impl Unmet {
             .filter(|observed| observed.verdict == Verdict::Tx);
         let sent = by_receiver(sent.map(|observed| &observed.output));
         let captured = by_receiver(seen.captured_outputs.iter());
+        // Nothing would be compared with nothing.
+        if captured.is_empty() {
+            let expected = "packets that the relay sent, in the capture".to_owned();
+            self.compare("outputs", Some(expected), None);
+        }
         for receiver in sent.keys().chain(captured.keys()).collect::<BTreeSet<_>>() {
             let of = |packets: &ByReceiver| packets.get(receiver).cloned().unwrap_or_default();
             let (sent, captured) = (of(&sent), of(&captured));

@@ -12,6 +12,10 @@ use super::{
     file::{BackendKind, File, Replay, SCHEMA, Send, Step, Token, User},
     relay::Setting,
 };
+use crate::{
+    Verdict,
+    object::{self, ObjectError},
+};
 
 /// The file in a scenario's folder.
 pub const FILE_NAME: &str = "scenario.toml";
@@ -226,6 +230,28 @@ impl Check<'_> {
         }
     }
 
+    /// What comes out of a wire shows neither of two verdicts.
+    fn foreign_verdicts(&mut self) {
+        let file = self.file;
+        if file
+            .backends
+            .as_ref()
+            .is_some_and(|named| !named.contains(&BackendKind::Veth))
+        {
+            return;
+        }
+        for (number, step) in file.steps.iter().enumerate() {
+            let expected = step.expect.as_ref().and_then(|expect| expect.verdict);
+            if let Some(verdict) = expected.map(|verdict| verdict.0)
+                && matches!(verdict, Verdict::Aborted | Verdict::Redirect)
+            {
+                let at = ["step".into(), number.into(), "expect".into(), "verdict".into()];
+                let message = "does not come out of a wire, as with DROP: say `backends = [\"kernel\"]`";
+                self.fault(&at, format!("what is {verdict} {message}"));
+            }
+        }
+    }
+
     /// A program of one's own has no relay around it.
     fn foreign(&mut self) {
         let file = self.file;
@@ -251,14 +277,15 @@ impl Check<'_> {
             }
         }
         if let Some(program) = &file.program
-            && !self.folder.join(&program.object).is_file()
+            && let Err(error) = object::check(&self.folder.join(&program.object), &program.name)
         {
-            let path = self.folder.join(&program.object);
-            self.fault(
-                &["program".into(), "object".into()],
-                format!("there is no file {}", path.display()),
-            );
+            let key = match error {
+                ObjectError::NoProgram { .. } | ObjectError::NotXdp { .. } => "name",
+                _ => "object",
+            };
+            self.fault(&["program".into(), key.into()], error);
         }
+        self.foreign_verdicts();
         for (number, step) in file.steps.iter().enumerate() {
             let key = if step.send.as_ref().is_some_and(|send| send.token.is_some()) {
                 "send"
