@@ -191,8 +191,9 @@ fn one(outcome: &Outcome, nth: usize, open: bool) -> Markup {
             .inside {
                 (conditions(outcome))
                 @for failure in of_all { (wrong(failure)) }
-                (kept(outcome))
-                (steps(outcome))
+                // The snapshot of what went wrong says less than what went wrong.
+                @if outcome.failures.is_empty() { (kept(outcome)) (steps(outcome)) }
+                @else { (steps(outcome)) (kept(outcome)) }
             }
         }
     }
@@ -295,9 +296,17 @@ fn step_of(step: &StepOutcome, failures: &[&Failure]) -> Markup {
             }
             @for failure in failures { (wrong(failure)) }
             @for remark in &step.remarks { p.soft { (remark) } }
-            @for packet in &step.packets {
-                @if step.packets.len() > 1 { h4 { (treatment(&packet.verdict, packet.reason.as_deref())) } }
-                (packet_of(packet))
+            @match &step.packets[..] {
+                [one] => (packet_of(one)),
+                many => @for (nth, packet) in many.iter().enumerate() {
+                    details.step {
+                        summary {
+                            span.at.mono { "packet " (nth + 1) }
+                            strong { (treatment(&packet.verdict, packet.reason.as_deref())) }
+                        }
+                        (packet_of(packet))
+                    }
+                },
             }
             @if step.packets.is_empty() && !step.totals.is_empty() { (totals(step)) }
             (changes(step))

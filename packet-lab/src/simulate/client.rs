@@ -25,6 +25,10 @@ const DUPLICATE_NS: u64 = 5_000_000;
 /// From relay to destination and back.
 const ANSWER_NS: (u64, u64) = (2_000_000, 12_000_000);
 
+/// By how many packet numbers a packet that is held back is behind the newest when it arrives: around the edge of the
+/// replay window, which is 511.
+const HELD_BACK: (u64, u64) = (508, 515);
+
 /// A client.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -43,15 +47,25 @@ pub(super) struct Client {
     blocked: bool,
     /// When its last packet that was not overtaken arrives.
     last_arrival_ns: u64,
+    /// Packets that the path holds back until one of this number has arrived.
+    held: Vec<(u64, Uplink)>,
 }
 
 /// What a client did when it was its turn.
 pub(super) struct Turn {
     pub(super) uplink: Uplink,
-    /// When it arrives at the relay: never, once, or twice.
-    pub(super) arrivals_ns: [Option<u64>; 2],
+    pub(super) arrivals: Arrivals,
     /// When it is its turn again.
     pub(super) next_ns: u64,
+}
+
+/// When a packet arrives at the relay.
+pub(super) enum Arrivals {
+    Never,
+    Once(u64),
+    Twice([u64; 2]),
+    /// Once a later one has: see [`Client::released`].
+    Held,
 }
 
 impl Client {
@@ -74,6 +88,7 @@ impl Client {
             ports: 0,
             blocked: false,
             last_arrival_ns: 0,
+            held: Vec::new(),
         }
     }
 
@@ -136,11 +151,25 @@ impl Client {
         };
         self.sent += 1;
         self.next_pn += 1;
+        let arrivals = self.travel(now_ns, &uplink);
         Turn {
             uplink,
-            arrivals_ns: self.travel(now_ns),
+            arrivals,
             next_ns: now_ns + self.pause_ns(),
         }
+    }
+
+    /// What the path held back until this packet number arrived.
+    pub(super) fn released(&mut self, pn: u64) -> Vec<Uplink> {
+        let mut released = Vec::new();
+        self.held.retain(|(until, uplink)| {
+            let stays = *until > pn;
+            if !stays {
+                released.push(*uplink);
+            }
+            stays
+        });
+        released
     }
 
     /// Voice and answers are small, the rest is as large as fits.
@@ -165,13 +194,19 @@ impl Client {
         self.dice.around(self.interval_ns * (self.burst_left + 1))
     }
 
-    fn travel(&mut self, now_ns: u64) -> [Option<u64>; 2] {
+    fn travel(&mut self, now_ns: u64, uplink: &Uplink) -> Arrivals {
         let path = self.path;
         if self.loses() {
-            return [None, None];
+            return Arrivals::Never;
+        }
+        let is_late = self.class == Class::Jittery && self.dice.hits(path.late);
+        if is_late && self.dice.hits(500_000) {
+            let until = uplink.pn + self.dice.between(HELD_BACK.0, HELD_BACK.1);
+            self.held.push((until, *uplink));
+            return Arrivals::Held;
         }
         let mut at_ns = now_ns + path.delay_ns + self.dice.below(path.jitter_ns + 1);
-        if self.class == Class::Jittery && self.dice.hits(path.late) {
+        if is_late {
             at_ns += self.dice.between(path.late_ns / 4, path.late_ns);
         } else if self.dice.hits(path.reorder) {
             at_ns += self.dice.between(0, path.reorder_ns);
@@ -179,9 +214,10 @@ impl Client {
             at_ns = at_ns.max(self.last_arrival_ns + 1);
             self.last_arrival_ns = at_ns;
         }
-        let again = self.dice.hits(path.duplicate);
-        let again_ns = again.then(|| at_ns + self.dice.between(1, DUPLICATE_NS));
-        [Some(at_ns), again_ns]
+        if self.dice.hits(path.duplicate) {
+            return Arrivals::Twice([at_ns, at_ns + self.dice.between(1, DUPLICATE_NS)]);
+        }
+        Arrivals::Once(at_ns)
     }
 
     /// Whether the path loses a packet.

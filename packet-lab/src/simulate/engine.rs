@@ -12,7 +12,7 @@ use super::{
     SLICE_MS,
     attack::{Attacker, Recording},
     class::Class,
-    client::{Client, Turn},
+    client::{Arrivals, Client, Turn},
     judge::{Judge, Seen},
     packet::{Downlink, Packet, Uplink},
     population::{NEXT_HOP, Population, START_NS, stranded},
@@ -127,6 +127,10 @@ impl Queue {
         self.push(at_ns, FIRST_USER + u64::from(user), event);
     }
 
+    fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
+
     fn pop(&mut self) -> Option<(u64, Event)> {
         self.heap.pop().map(|Reverse(timed)| (timed.at_ns, timed.event))
     }
@@ -239,7 +243,7 @@ impl<'a> Run<'a> {
     pub(super) fn go(mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<Outcome, BackendError> {
         let mut slice_end_ns = START_NS;
         let mut now_ns = START_NS;
-        while let Some((at_ns, event)) = self.queue.pop() {
+        while let Some((at_ns, event)) = self.next_event(now_ns) {
             now_ns = at_ns;
             while now_ns >= slice_end_ns {
                 self.check_counters(slice_end_ns)?;
@@ -261,6 +265,24 @@ impl<'a> Run<'a> {
         let end = (self.profile.end_ns() / 1_000_000, self.packets);
         progress(end.0, end.1);
         Ok(self.outcome())
+    }
+
+    /// What happens next. When nothing more does, what the path still holds back arrives.
+    fn next_event(&mut self, now_ns: u64) -> Option<(u64, Event)> {
+        if self.queue.is_empty() {
+            for user in 0..self.clients.len() as u32 {
+                self.release(now_ns, user, u64::MAX);
+            }
+        }
+        self.queue.pop()
+    }
+
+    /// Lets go what the path held back until this packet number arrived.
+    fn release(&mut self, now_ns: u64, user: u32, pn: u64) {
+        for uplink in self.clients[user as usize].released(pn) {
+            self.queue
+                .push_for(now_ns + 1, user, Event::Arrive(Packet::Uplink(uplink)));
+        }
     }
 
     fn outcome(self) -> Outcome {
@@ -325,16 +347,23 @@ impl<'a> Run<'a> {
         let flow = &mut flows(&mut self.rows, person.class).uplink;
         let Turn {
             uplink,
-            arrivals_ns,
+            arrivals,
             next_ns,
         } = self.clients[user as usize].send(now_ns, person);
         flow.offered += 1;
-        match arrivals_ns {
-            [None, _] => flow.lost += 1,
-            [Some(_), Some(_)] => flow.duplicated += 1,
-            [Some(_), None] => {}
-        }
-        for at_ns in arrivals_ns.into_iter().flatten() {
+        let arrivals_ns: &[u64] = match &arrivals {
+            Arrivals::Never => {
+                flow.lost += 1;
+                &[]
+            }
+            Arrivals::Once(at_ns) => std::slice::from_ref(at_ns),
+            Arrivals::Twice(both) => {
+                flow.duplicated += 1;
+                both
+            }
+            Arrivals::Held => &[],
+        };
+        for &at_ns in arrivals_ns {
             self.queue.push_for(at_ns, user, Event::Arrive(Packet::Uplink(uplink)));
         }
         self.queue.push_for(next_ns, user, Event::Send(user));
@@ -390,6 +419,7 @@ impl<'a> Run<'a> {
             if !self.attackers.is_empty() {
                 self.recording.see(uplink);
             }
+            self.release(now_ns, uplink.user, uplink.pn);
             if reason == Reason::Relayed {
                 self.answer(now_ns, uplink);
             }
