@@ -46,8 +46,6 @@ use super::{
 pub struct Args {
     /// A pcap or pcapng file
     file: PathBuf,
-    #[command(flatten)]
-    relay: RelayArgs,
     /// The world of a scenario, its users and their keys, instead
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["config", "grants", "listen", "to"])]
     scenario: Option<PathBuf>,
@@ -84,6 +82,8 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    relay: RelayArgs,
 }
 
 fn positive(text: &str) -> Result<f64, String> {

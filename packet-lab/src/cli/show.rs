@@ -238,16 +238,16 @@ fn hex_dump(frame: &[u8], payload_at: usize) -> String {
     for (row, chunk) in frame.chunks(16).enumerate() {
         let at = 16 * row;
         let _ = write!(text, "  {}", style(format!("{at:04x}:")).dim());
+        let (mut headers, mut payload) = (String::new(), String::new());
         for (i, byte) in chunk.iter().enumerate() {
-            let gap = if i % 2 == 0 { " " } else { "" };
-            let byte = format!("{byte:02x}");
-            let byte = if at + i < payload_at {
-                style(byte).dim()
+            let part = if at + i < payload_at {
+                &mut headers
             } else {
-                style(byte)
+                &mut payload
             };
-            let _ = write!(text, "{gap}{byte}");
+            let _ = write!(part, "{}{byte:02x}", if i % 2 == 0 { " " } else { "" });
         }
+        let _ = write!(text, "{}{payload}", style(headers).dim());
         let width = 2 * chunk.len() + chunk.len().div_ceil(2);
         let printable = chunk.iter().map(|byte| match byte {
             0x20..=0x7e => char::from(*byte),

@@ -117,6 +117,12 @@ impl Known {
     /// If nothing says where the relay listens, or the grants contradict each other.
     pub fn cast(&self, survey: &Survey) -> Result<Cast, CastError> {
         let mut assumed = Vec::new();
+        if survey.beyond > 0 {
+            assumed.push(format!(
+                "{} packets are of more flows than are told apart, and show neither clients nor destinations",
+                survey.beyond
+            ));
+        }
         let mut world = self.relay(survey, &mut assumed)?;
         let captured_mac = self
             .mac

@@ -61,7 +61,7 @@ pub struct Resigner {
     seats: Vec<Seat>,
     /// Places in `seats`, by slot.
     by_slot: HashMap<u32, usize>,
-    by_client: HashMap<SocketAddr, Option<usize>>,
+    by_client: HashMap<SocketAddr, usize>,
     /// Where the search for a free seat goes on, by family.
     next_seat: [usize; 2],
     known: Keyring,
@@ -125,7 +125,7 @@ impl Resigner {
     pub fn mapping(mut self, client: SocketAddr, slot: u32) -> Self {
         if let Some(seat) = self.seat_of(slot) {
             self.seats[seat].taken = true;
-            self.by_client.insert(client, Some(seat));
+            self.by_client.insert(client, seat);
         }
         self
     }
@@ -212,17 +212,20 @@ impl Resigner {
         self.by_slot.get(&slot).copied()
     }
 
+    /// The user that a client is. Clients that there is no user for are not remembered: there may be any number.
     fn seat_for(&mut self, client: SocketAddr) -> Option<usize> {
-        let Self { seats, tally, .. } = self;
-        let next = &mut self.next_seat[usize::from(client.is_ipv4())];
-        *self.by_client.entry(client).or_insert_with(|| {
-            let is_free = |seat: &Seat| !seat.taken && seat.v4 == client.is_ipv4();
-            let seat = (*next..seats.len()).find(|&seat| is_free(&seats[seat]));
-            *next = seat.map_or(seats.len(), |seat| seat + 1);
-            seats[seat?].taken = true;
-            tally.clients += 1;
-            seat
-        })
+        if let Some(seat) = self.by_client.get(&client) {
+            return Some(*seat);
+        }
+        let v4 = client.is_ipv4();
+        let next = &mut self.next_seat[usize::from(v4)];
+        let free = (*next..self.seats.len()).find(|&seat| !self.seats[seat].taken && self.seats[seat].v4 == v4);
+        *next = free.map_or(self.seats.len(), |seat| seat + 1);
+        let seat = free?;
+        self.seats[seat].taken = true;
+        self.tally.clients += 1;
+        self.by_client.insert(client, seat);
+        Some(seat)
     }
 
     fn remember(&mut self, token: [u8; TOKEN_BYTES], sealed: [u8; TOKEN_BYTES]) {

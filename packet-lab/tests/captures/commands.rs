@@ -150,7 +150,7 @@ fn bad_captures_end_with_2_and_a_message_that_says_why(#[case] file: &str, #[cas
 fn a_capture_that_may_not_be_read_ends_with_2() {
     let bench = Bench::new();
     fs::copy(fixture("usec.pcap"), bench.path("secret.pcap")).unwrap();
-    fs::set_permissions(bench.path("secret.pcap"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(bench.path("secret.pcap"), fs::Permissions::from_mode(0o000)).unwrap();
     fs::set_permissions(bench.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_packet-lab"));
     command.arg("show").arg(bench.path("secret.pcap")).current_dir("/");
