@@ -1,6 +1,6 @@
 //! `outputs = "capture"`: what comes out of a replay is what the relay sent when the capture was taken.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use packet_lab::scenario::{BackendKind, Options, Outcome, Scenario, run};
 
@@ -43,4 +43,38 @@ fn a_capture_without_outputs_proves_nothing() {
         failures.contains("packets that the relay sent, in the capture"),
         "{failures}"
     );
+}
+
+/// Replays the queries in the world of a scenario; the exit code, and what was said.
+fn replay(scenario: &Path) -> (Option<i32>, String) {
+    let capture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios/captures/dns/dns.pcapng");
+    let output = Command::new(env!("CARGO_BIN_EXE_packet-lab"))
+        .args(["replay", "--check-outputs", "--scenario"])
+        .args([scenario, &capture])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.code(), said)
+}
+
+#[test]
+fn a_replay_checks_its_outputs() {
+    let scenario = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios/captures/dns");
+    let (code, said) = replay(&scenario);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("14 packets were sent as the capture has them"), "{said}");
+}
+
+#[test]
+fn a_replay_whose_outputs_differ_fails_with_the_fields() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios/captures/dns/scenario.toml");
+    let text = fs::read_to_string(original).unwrap();
+    let text = text.replace("02:00:00:00:00:03", "02:00:00:00:00:04");
+    fs::write(folder.path().join("scenario.toml"), text).unwrap();
+    fs::write(folder.path().join("dns.pcapng"), b"not looked at").unwrap();
+    let (code, said) = replay(folder.path());
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("02:00:00:00:00:04, not 02:00:00:00:00:03"), "{said}");
+    assert!(said.lines().count() < 12, "{said}");
 }

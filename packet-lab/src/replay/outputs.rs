@@ -19,14 +19,12 @@ const ETHERNET_HEADER_BYTES: usize = 14;
 #[non_exhaustive]
 pub enum OutputsError {
     /// A frame differs.
-    #[error("the relay sent, as the capture has it,\n{captured}and now sends instead{where_}\n{sent}")]
+    #[error("the relay sent, as the capture has it,\n{frame}\nand now sends it with other fields:\n{differences}")]
     Differs {
         /// The captured frame, for people.
-        captured: String,
-        /// Where the frames differ first.
-        where_: String,
-        /// The frame that was sent now.
-        sent: String,
+        frame: String,
+        /// What differs, a line each.
+        differences: String,
     },
     /// Frames that the capture has were not sent.
     #[error(
@@ -105,7 +103,7 @@ impl Outputs {
         if let Some(first) = captured.first() {
             return Err(OutputsError::Missing {
                 count: captured.len(),
-                first: inspect::describe(&first.data),
+                first: outline(&first.data),
             });
         }
         if self.matched == 0 {
@@ -116,7 +114,7 @@ impl Outputs {
             None => Ok(()),
             Some(first) => Err(OutputsError::New {
                 count: sent.len(),
-                first: inspect::describe(first),
+                first: outline(first),
             }),
         }
     }
@@ -158,21 +156,27 @@ fn compare(captured: &Packet, sent: &[u8]) -> Result<(), OutputsError> {
         LinkType::Ethernet => 0,
         _ => ETHERNET_HEADER_BYTES,
     };
-    // A capture may have cut the packet.
     let (was, is) = (&captured.data[from..], &sent[from..]);
+    // A capture may have cut the packet.
     let whole = captured.original_length as usize == captured.data.len();
     let same = if whole { was == is } else { is.starts_with(was) };
     if same {
         return Ok(());
     }
-    let first = was.iter().zip(is).position(|(was, is)| was != is);
-    let where_ = match first {
-        Some(at) => format!(", from byte {} on", from + at),
-        None => format!(", {} bytes instead of {}", is.len() + from, was.len() + from),
-    };
+    let differences = inspect::compare(&captured.data, sent);
+    let side = |side: &Option<String>| side.clone().unwrap_or_else(|| "none".to_owned());
+    let lines: Vec<String> = differences
+        .iter()
+        .map(|found| format!("  {}: {}, not {}", found.what, side(&found.second), side(&found.first)))
+        .collect();
     Err(OutputsError::Differs {
-        captured: inspect::describe(&captured.data),
-        where_,
-        sent: inspect::describe(sent),
+        frame: outline(&captured.data),
+        differences: lines.join("\n"),
     })
+}
+
+/// A frame's headers, a line each.
+fn outline(frame: &[u8]) -> String {
+    let lines: Vec<String> = inspect::headers(frame).iter().map(|line| format!("  {line}")).collect();
+    lines.join("\n")
 }
