@@ -95,7 +95,7 @@ fn worse(compared: Compared<'_>) -> Markup {
     html! {
         section {
             h2 { "What is worse" }
-            .wide {
+            .wide tabindex="0" {
                 table {
                     thead {
                         tr {
@@ -201,7 +201,7 @@ fn table(report: &Report, base: Option<&Report>) -> Markup {
     html! {
         section {
             h2 { "All figures" }
-            .wide {
+            .wide tabindex="0" {
                 table {
                     thead {
                         tr {
@@ -258,7 +258,7 @@ fn sizes(report: &Report, base: Option<&Report>) -> Markup {
     html! {
         section {
             h2 { "What does not vary" }
-            .wide {
+            .wide tabindex="0" {
                 table {
                     thead {
                         tr {

@@ -48,7 +48,7 @@ fn fields(packets: &[(&str, &[u8])]) -> Markup {
             .map(|(_, value)| value.clone())
     };
     html! {
-        .wide {
+        .wide tabindex="0" {
             table.fields {
                 thead { tr { th scope="col" { "Field" } @for (heading, _) in packets { th scope="col" { (heading) } } } }
                 tbody {

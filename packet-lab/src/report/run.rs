@@ -347,7 +347,7 @@ fn packet_of(packet: &PacketOutcome) -> Markup {
 
 fn totals(step: &StepOutcome) -> Markup {
     html! {
-        .wide {
+        .wide tabindex="0" {
             table.fields {
                 thead { tr { th scope="col" { "Reason" } th scope="col" { "Verdict" } th.num scope="col" { "Packets" } } }
                 tbody {
@@ -373,7 +373,7 @@ fn changes(step: &StepOutcome) -> Markup {
     };
     html! {
         @if !step.users.is_empty() {
-            .wide {
+            .wide tabindex="0" {
                 table.fields {
                     thead {
                         tr {
@@ -406,7 +406,7 @@ fn wrong(failure: &Failure) -> Markup {
         .card.problem {
             p { (badge(Tone::Fail, "wrong")) " " (failure.message) }
             @if !failure.differences.is_empty() {
-                .wide {
+                .wide tabindex="0" {
                     table.fields {
                         thead {
                             tr { th scope="col" { "Field" } th scope="col" { "Expected" } th scope="col" { "Actual" } }

@@ -194,7 +194,7 @@ fn classes(report: &Report) -> Markup {
         section {
             h2 { "By class" }
             p.soft { "Lost and doubled are the path's doing, before the relay uplink and behind it downlink." }
-            .wide {
+            .wide tabindex="0" {
                 table {
                     caption { "Uplink: from clients" }
                     thead {
@@ -219,7 +219,7 @@ fn classes(report: &Report) -> Markup {
                     }
                 }
             }
-            .wide {
+            .wide tabindex="0" {
                 table {
                     caption { "Downlink: from destinations" }
                     thead {
