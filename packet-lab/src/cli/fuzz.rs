@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::Context as _;
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use packet_lab::{
@@ -15,16 +14,12 @@ use packet_lab::{
         host::HostBackend,
         kernel::{KernelBackend, missing_capabilities},
     },
-    capture::Capture,
-    fuzz::{Failure, Options, Outcome, rows, run},
+    fuzz::{Corpus, CorpusError, Options, Outcome, rows, run},
     simulate::number,
 };
 use serde::Serialize;
 
 use super::{Ended, Exit, json, line, progress::Progress};
-
-/// Frames taken of a corpus at most.
-const MOST_FRAMES: usize = 10_000;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -47,9 +42,12 @@ pub struct Args {
     /// What all chance comes from [default: the clock; it is printed]
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
-    /// Captures whose frames are sent too: files, or folders that are searched for *.pcap and *.pcapng
+    /// Scenarios to vary, and captures whose frames to send too: files or folders [default: scenarios, if it is there]
     #[arg(long, value_name = "PATH")]
     corpus: Vec<PathBuf>,
+    /// Where to leave a failure, as a scenario with captures of both sides
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -72,7 +70,7 @@ impl Kind {
 }
 
 pub fn execute(args: &Args) -> Ended {
-    let corpus = corpus(&args.corpus).map_err(|error| (Exit::Usage, error))?;
+    let corpus = corpus(&args.corpus).map_err(|error| (Exit::Usage, error.into()))?;
     let kind = kind(args.against)?;
     let seed = args.seed.unwrap_or_else(clock);
     let options = Options {
@@ -102,12 +100,13 @@ pub fn execute(args: &Args) -> Ended {
     let Some(failure) = &outcome.failure else {
         return Ok(Exit::Pass);
     };
-    show(failure);
-    Ok(Exit::Failure)
-}
-
-fn show(failure: &Failure) {
     eprintln!("failure: {failure}");
+    if let Some(out) = &args.out {
+        let left = failure.leave(seed, out);
+        let folder = left.map_err(|error| (Exit::Environment, error.into()))?;
+        eprintln!("left in {}", folder.display());
+    }
+    Ok(Exit::Failure)
 }
 
 /// A seed that nobody used before.
@@ -133,44 +132,17 @@ fn kind(asked: Option<Kind>) -> Result<Kind, (Exit, anyhow::Error)> {
     }
 }
 
-/// The frames of all captures in these places.
-fn corpus(paths: &[PathBuf]) -> anyhow::Result<Vec<Vec<u8>>> {
-    let mut frames = Vec::new();
+/// All that is in these places.
+fn corpus(paths: &[PathBuf]) -> Result<Corpus, CorpusError> {
+    let usual = Path::new("scenarios");
+    let mut corpus = Corpus::default();
+    if paths.is_empty() && usual.is_dir() {
+        corpus.add(usual)?;
+    }
     for path in paths {
-        let found = captures(path).with_context(|| format!("looking for captures in {}", path.display()))?;
-        anyhow::ensure!(
-            !found.is_empty(),
-            "{} holds no *.pcap or *.pcapng: name a capture, or a folder with some",
-            path.display()
-        );
-        for capture in found {
-            for packet in Capture::open(&capture)?.take(MOST_FRAMES - frames.len().min(MOST_FRAMES)) {
-                frames.push(packet?.data);
-            }
-        }
+        corpus.add(path)?;
     }
-    Ok(frames)
-}
-
-/// The captures in a folder and those below it, in order of name; a file is taken as it is.
-fn captures(path: &Path) -> std::io::Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut entries: Vec<PathBuf> = std::fs::read_dir(path)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<std::io::Result<_>>()?;
-    entries.sort();
-    let mut found = Vec::new();
-    for entry in entries {
-        let extension = entry.extension().and_then(|extension| extension.to_str());
-        if entry.is_dir() {
-            found.extend(captures(&entry)?);
-        } else if matches!(extension, Some("pcap" | "pcapng")) {
-            found.push(entry);
-        }
-    }
-    Ok(found)
+    Ok(corpus)
 }
 
 /// What --json prints.

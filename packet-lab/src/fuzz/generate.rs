@@ -116,9 +116,9 @@ fn user(dice: &mut Dice, world: &World, now_ns: u64) -> User {
     // Most slots have an egress port in both families.
     let slots = u64::from(world.egress_ports) * (world.egress.len() as u64 / 2);
     let slots = if one_in(dice, 8) {
-        u64::from(SLOTS)
+        u64::from(world.max_users)
     } else {
-        slots.min(SLOTS.into())
+        slots.clamp(1, world.max_users.into())
     };
     let limits = [
         (10_000, 1_000),
@@ -184,6 +184,54 @@ impl<'a> Author<'a> {
     /// So many steps.
     pub(super) fn steps(&mut self, count: usize) -> Vec<Step> {
         (0..count).map(|_| self.step()).collect()
+    }
+
+    /// These steps, with some left out, doubled, in another order or with damaged frames, and others between them.
+    pub(super) fn vary(&mut self, base: &[Step]) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let mut base_ns = base.first().map_or(0, |step| step.at_ns);
+        self.now_ns = base_ns;
+        let mut left = base.to_vec();
+        if one_in(&mut self.dice, 4) && left.len() > 1 {
+            let at = self.dice.below(left.len() as u64 - 1) as usize;
+            let (one, other) = (left[at].action.clone(), left[at + 1].action.clone());
+            (left[at].action, left[at + 1].action) = (other, one);
+        }
+        for step in left {
+            while one_in(&mut self.dice, 6) {
+                steps.push(self.step());
+            }
+            self.now_ns += step.at_ns.saturating_sub(base_ns);
+            base_ns = step.at_ns;
+            if one_in(&mut self.dice, 24) {
+                continue;
+            }
+            let copies = if one_in(&mut self.dice, 16) { 2 } else { 1 };
+            for _ in 0..copies {
+                steps.push(self.varied(step.action.clone()));
+            }
+        }
+        steps
+    }
+
+    fn varied(&mut self, mut action: Action) -> Step {
+        match &mut action {
+            Action::Send(frame) if one_in(&mut self.dice, 6) => mutate(&mut self.dice, frame),
+            Action::Publish(user) => {
+                let user = *user;
+                self.forget(user.slot);
+                self.users.push(Known { user, pn: 0 });
+            }
+            Action::Remove(slot) => {
+                let slot = *slot;
+                self.forget(slot);
+            }
+            _ => {}
+        }
+        Step {
+            at_ns: self.now_ns,
+            action,
+        }
     }
 
     fn step(&mut self) -> Step {
@@ -266,7 +314,7 @@ impl<'a> Author<'a> {
     fn remove(&mut self) -> Action {
         let slot = match self.any_user() {
             Some(known) => known.user.slot,
-            None => self.dice.below(SLOTS.into()) as u32,
+            None => self.dice.below(self.world.max_users.into()) as u32,
         };
         self.forget(slot);
         Action::Remove(slot)
@@ -306,8 +354,8 @@ impl<'a> Author<'a> {
         let payload = self.payload(user.user.to);
         let sealed = self.seal(&user, &payload);
         let stray = one_in(&mut self.dice, 40);
-        let v4 = user.user.to.is_ipv4() != stray;
-        let (from, to) = (self.client(v4), self.listener(v4));
+        let to = self.listener(user.user.to.is_ipv4() != stray);
+        let from = self.client(to.is_ipv4());
         self.dressed(UdpFrame::new(from, to, sealed))
     }
 
@@ -331,7 +379,7 @@ impl<'a> Author<'a> {
         };
         let dice = &mut self.dice;
         match dice.below(80) {
-            0 => grant.slot = pick(dice, &[0, SLOTS - 1, SLOTS, u32::MAX]),
+            0 => grant.slot = pick(dice, &[0, self.world.max_users - 1, self.world.max_users, u32::MAX]),
             1 => grant.salt ^= 1 << dice.below(32),
             2 => grant.key[dice.below(16) as usize] ^= 1,
             3 => grant.relay_id ^= 1 << dice.below(32),
@@ -389,7 +437,7 @@ impl<'a> Author<'a> {
             return self.noise();
         };
         let slot = if one_in(&mut self.dice, 12) {
-            self.dice.below(u64::from(SLOTS) + 2) as u32
+            self.dice.below(u64::from(self.world.max_users) + 2) as u32
         } else {
             user.slot
         };
@@ -440,14 +488,13 @@ impl<'a> Author<'a> {
         SocketAddr::new(address(&ip), port)
     }
 
+    /// A listener of this family, if there is one.
     fn listener(&mut self, v4: bool) -> SocketAddr {
-        let of_family: Vec<SocketAddr> = self
-            .world
-            .listeners
-            .iter()
-            .copied()
-            .filter(|at| at.is_ipv4() == v4)
-            .collect();
+        let all = &self.world.listeners;
+        let mut of_family: Vec<SocketAddr> = all.iter().copied().filter(|at| at.is_ipv4() == v4).collect();
+        if of_family.is_empty() {
+            of_family.clone_from(all);
+        }
         if one_in(&mut self.dice, 3) {
             return pick(&mut self.dice, &of_family);
         }
@@ -495,9 +542,9 @@ impl<'a> Author<'a> {
         }
         let payload = frame.get(42..).unwrap_or_default().to_vec();
         let Some(user) = self.any_user() else { return frame };
-        let v4 = user.user.to.is_ipv4();
         let sealed = self.seal(&user, &payload);
-        let (from, to) = (self.client(v4), self.listener(v4));
+        let to = self.listener(user.user.to.is_ipv4());
+        let from = self.client(to.is_ipv4());
         self.dressed(UdpFrame::new(from, to, sealed))
     }
 
@@ -509,7 +556,8 @@ impl<'a> Author<'a> {
         if one_in(&mut self.dice, 4) {
             return bytes;
         }
-        let headers = UdpFrame::new(self.client(v4), self.listener(v4), Vec::new()).build();
+        let to = self.listener(v4);
+        let headers = UdpFrame::new(self.client(to.is_ipv4()), to, Vec::new()).build();
         let kept = self.dice.between(14, headers.len() as u64) as usize;
         let kept = kept.min(bytes.len());
         bytes[..kept].copy_from_slice(&headers[..kept]);
@@ -518,7 +566,8 @@ impl<'a> Author<'a> {
 
     fn another_protocol(&mut self) -> Vec<u8> {
         let v4 = one_in(&mut self.dice, 2);
-        let (from, to) = (self.client(v4).ip(), self.listener(v4).ip());
+        let to = self.listener(v4).ip();
+        let (v4, from) = (to.is_ipv4(), self.client(to.is_ipv4()).ip());
         let protocol = pick(&mut self.dice, &[1, 6, 0, 43, 44, 58, 60, 136, 255]);
         let length = self.dice.below(64) as usize;
         let mut frame = without_udp(from, to, EXPERIMENTAL, &vec![17; length]);

@@ -5,6 +5,8 @@
 //! the same seed and number of packets give the same run on every machine. A sequence that fails is made as small as
 //! it can be made before it is shown.
 
+mod corpus;
+mod export;
 mod generate;
 mod mutate;
 mod pair;
@@ -15,11 +17,13 @@ use std::fmt;
 
 use relay_ebpf::verdict::{Direction, Reason};
 
-use self::{generate::Author, shrink::Shrinker};
 pub use self::{
+    corpus::{Corpus, CorpusError},
+    export::LeaveError,
     pair::{About, Mismatch, Pair, Reached},
     sequence::{Action, START_NS, Sequence, Step},
 };
+use self::{generate::Author, shrink::Shrinker};
 use crate::{
     Lab, Verdict, World,
     backend::{Backend, BackendError, oracle::OracleBackend},
@@ -32,6 +36,9 @@ const STEPS: usize = 250;
 /// Sequences in one world: loading a program takes longer than some thousand packets.
 const SEQUENCES: u64 = 400;
 
+/// Variations of a scenario, before it is the next one's turn.
+const VARIATIONS: u64 = 100;
+
 /// What is fuzzed.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -39,8 +46,8 @@ pub struct Options {
     pub seed: u64,
     /// At least so many frames are sent.
     pub packets: u64,
-    /// Frames to send now and then, as they are, damaged, or under a user's token.
-    pub corpus: Vec<Vec<u8>>,
+    /// What is sent besides what is made.
+    pub corpus: Corpus,
 }
 
 /// How far a run is.
@@ -141,6 +148,15 @@ pub fn run(
     Ok(outcome)
 }
 
+/// Every other world is a scenario's, if there are any.
+fn base(options: &Options, nth_world: u64) -> Option<&Sequence> {
+    let scenarios = &options.corpus.sequences;
+    if nth_world.is_multiple_of(2) || scenarios.is_empty() {
+        return None;
+    }
+    scenarios.get((nth_world / 2) as usize % scenarios.len())
+}
+
 /// All sequences of the next world.
 fn explore(
     options: &Options,
@@ -149,16 +165,26 @@ fn explore(
     outcome: &mut Outcome,
 ) -> Result<(), BackendError> {
     let nth_world = outcome.worlds;
-    let world = generate::world(&mut Dice::new(options.seed, nth_world << 32));
+    let base = base(options, nth_world);
+    let world = match base {
+        Some(sequence) => sequence.world.clone(),
+        None => generate::world(&mut Dice::new(options.seed, nth_world << 32)),
+    };
     let mut pair = Pair::new(&world, make(&world)?)?;
-    for nth in 0..SEQUENCES {
+    let sequences = if base.is_some() { VARIATIONS } else { SEQUENCES };
+    for nth in 0..sequences {
         if outcome.packets >= options.packets {
             break;
         }
         let dice = Dice::new(options.seed, nth_world << 32 | (nth + 1));
+        let mut author = Author::new(dice, &world, &options.corpus.frames);
+        let steps = match base {
+            Some(sequence) => author.vary(&sequence.steps),
+            None => author.steps(STEPS),
+        };
         let sequence = Sequence {
-            steps: Author::new(dice, &world, &options.corpus).steps(STEPS),
             world: world.clone(),
+            steps,
         };
         outcome.sequences += 1;
         let mismatch = pair.run(&sequence, false, &mut outcome.reached)?;

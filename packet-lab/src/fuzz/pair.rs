@@ -22,6 +22,8 @@ pub struct Mismatch {
     pub step: usize,
     /// What.
     pub about: About,
+    /// What the oracle counts the last frame as.
+    pub counted: Option<(Direction, Reason)>,
 }
 
 /// What two backends can disagree about.
@@ -81,7 +83,11 @@ impl Pair {
                 about = self.compare_everything()?;
             }
             if let Some(about) = about {
-                return Ok(Some(Mismatch { step: index, about }));
+                return Ok(Some(Mismatch {
+                    step: index,
+                    about,
+                    counted: self.oracle.last(),
+                }));
             }
         }
         Ok(None)

@@ -1,7 +1,7 @@
 //! Making a failure small: first fewer steps, then plainer ones, as long as the backends still disagree about the same.
 
 use super::{
-    pair::{About, Pair, Reached},
+    pair::{About, Mismatch, Pair, Reached},
     sequence::{Action, Sequence},
 };
 use crate::{
@@ -18,7 +18,7 @@ const ETHERNET_BYTES: usize = 14;
 /// What is left of a sequence that fails.
 pub(super) struct Shrinker<'a> {
     pair: &'a mut Pair,
-    about: About,
+    mismatch: Mismatch,
     best: Sequence,
     runs: usize,
 }
@@ -37,7 +37,7 @@ impl<'a> Shrinker<'a> {
         best.steps.truncate(mismatch.step + 1);
         let mut shrinker = Self {
             pair,
-            about: mismatch.about,
+            mismatch,
             best,
             runs: 0,
         };
@@ -48,7 +48,7 @@ impl<'a> Shrinker<'a> {
             shrinker.less_time()?;
             shrinker.plainer_steps()?;
             if shrinker.best == before || shrinker.runs >= MOST_RUNS {
-                return Ok(Some((shrinker.best, shrinker.about)));
+                return Ok(Some((shrinker.best, mismatch.about)));
             }
         }
     }
@@ -60,7 +60,9 @@ impl<'a> Shrinker<'a> {
         }
         self.runs += 1;
         let mismatch = self.pair.run(&candidate, true, &mut Reached::new())?;
-        let fails = mismatch.is_some_and(|mismatch| mismatch.about == self.about);
+        // About the same: a plainer frame that fails for another reason may show another fault.
+        let fails = mismatch
+            .is_some_and(|mismatch| (mismatch.about, mismatch.counted) == (self.mismatch.about, self.mismatch.counted));
         if fails {
             self.best = candidate;
         }

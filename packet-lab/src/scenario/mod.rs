@@ -25,6 +25,7 @@ pub use junit::junit;
 pub use load::{FILE_NAME, LoadedScenarios, Scenario, discover};
 pub use names::{DirectionName, ReasonName, UnknownName, VerdictName, find as find_name};
 pub use outcome::{Kept, Outcome};
+pub(crate) use run::rehearse;
 pub use run::{LISTED_PACKETS, Options, backend, missing, run};
 pub use value::{Bytes, Key, Mac, Number, Ports, Time, ValueError};
 

@@ -176,6 +176,26 @@ fn foreign(
     })
 }
 
+/// Runs a scenario in a backend of the caller's, whatever it expects, and gives its world as it is at the start.
+///
+/// # Errors
+/// If the backend cannot be made.
+pub(crate) fn rehearse(
+    scenario: &Scenario,
+    make: impl FnOnce(&World) -> Result<Box<dyn Backend>, BackendError>,
+) -> Result<World, BackendError> {
+    let (world, users) = relay::world(&scenario.file);
+    let lab = Lab::new(world.clone(), vec![make(&world)?]);
+    // What the backend refuses, the scenario refused already.
+    let Ok(mut run) = Run::with(scenario, lab, users) else {
+        return Ok(world);
+    };
+    for (number, step) in scenario.file.steps.iter().enumerate() {
+        let _ = run.step(number, step, Options::default());
+    }
+    Ok(world)
+}
+
 struct Run<'a> {
     scenario: &'a Scenario,
     lab: Lab,
@@ -205,15 +225,18 @@ impl<'a> Run<'a> {
             };
             backends.push(made.map_err(|error| format!("{}: {error}", kind.name()))?);
         }
-        let mut lab = Lab::new(world.clone(), backends);
+        Self::with(scenario, Lab::new(world, backends), users)
+    }
+
+    fn with(scenario: &'a Scenario, mut lab: Lab, users: Users) -> Result<Self, String> {
         let blocklist = scenario.file.relay.as_ref().map(|relay| &relay.blocklist);
         if let Some(prefixes) = blocklist.filter(|prefixes| !prefixes.is_empty()) {
             lab.set_blocklist(prefixes).map_err(|error| error.to_string())?;
         }
         Ok(Self {
             scenario,
+            world: lab.world().clone(),
             lab,
-            world,
             users,
             now_ns: 0,
             sent: BTreeMap::new(),

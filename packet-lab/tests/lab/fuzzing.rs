@@ -7,9 +7,10 @@ use packet_lab::{
     Backend, Verdict, World,
     backend::{BackendError, Counters, Processed, UserState, host::HostBackend, kernel::KernelBackend},
     craft::Grant,
-    fuzz::{Action, Failure, Options, Outcome, run},
+    fuzz::{Action, Corpus, Failure, Options, Outcome, run},
     inspect::UdpFrameView,
     observe::differences,
+    scenario::{self, BackendKind, Scenario},
     world::{NextHop, User},
 };
 use rstest::rstest;
@@ -20,7 +21,7 @@ fn options(seed: u64, packets: u64) -> Options {
     Options {
         seed,
         packets,
-        corpus: Vec::new(),
+        corpus: Corpus::default(),
     }
 }
 
@@ -108,7 +109,7 @@ impl Faulty {
         Ok(faulty)
     }
 
-    /// Whether this frame has the oldest number that its user's replay window still takes.
+    /// Whether this frame has the oldest number that its user's replay window still takes, for the first time.
     fn is_oldest(&self, frame: &[u8]) -> bool {
         let Ok(view) = UdpFrameView::read(frame) else {
             return false;
@@ -121,10 +122,11 @@ impl Faulty {
                 header_key: self.world.header_key,
                 relay_id: self.world.relay_id,
             };
-            let newest = self.host.user(user.slot).newest;
+            let state = self.host.user(user.slot);
+            let is_new = |pn: u64| !state.accepted.iter().any(|range| range.contains(&pn));
             grant
                 .open(&view.payload)
-                .is_some_and(|pn| pn.checked_add(511) == Some(newest))
+                .is_some_and(|pn| pn.checked_add(511) == Some(state.newest) && is_new(pn))
         })
     }
 }
@@ -229,8 +231,8 @@ fn find(fault: Fault) -> Box<Failure> {
 
 /// Each fault is shown by as many packets as it takes, and no more, and in a field that tells of it.
 #[rstest]
-#[case::a_ttl_that_is_kept(Fault::KeepsTtl, 1, "output ipv4 ttl")]
-#[case::a_carry_that_is_forgotten(Fault::ForgetsACarry, 1, "output ipv4 checksum")]
+#[case::a_ttl_that_is_kept(Fault::KeepsTtl, 2, "output ipv4 ttl")]
+#[case::a_carry_that_is_forgotten(Fault::ForgetsACarry, 2, "output ipv4 checksum")]
 #[case::a_window_that_is_one_too_short(Fault::ShortWindow, 2, "accepted")]
 #[case::a_grant_that_ends_a_nanosecond_late(Fault::LateExpiry, 1, "expired")]
 #[case::an_ipv6_length_that_is_believed(Fault::BelievesIpv6Length, 1, "truncated")]
@@ -264,4 +266,42 @@ fn a_burst_that_is_one_too_large_is_found_and_made_small() {
         "{failure}"
     );
     assert!(failure.sequence.steps.len() <= 11, "{failure}");
+}
+
+#[rstest]
+#[case::in_a_single_packet(Fault::KeepsTtl)]
+#[case::in_a_sequence(Fault::ShortWindow)]
+fn a_failure_is_left_as_a_scenario_that_the_right_backends_pass(#[case] fault: Fault) {
+    let out = tempfile::tempdir().unwrap();
+    let folder = find(fault).leave(7, out.path()).unwrap();
+    for name in ["input.pcapng", "expected.pcapng", "actual.pcapng"] {
+        assert!(folder.join(name).is_file(), "{name}");
+    }
+    let scenario = Scenario::load(&folder).unwrap_or_else(|error| panic!("{error}"));
+    let outcome = scenario::run(
+        &scenario,
+        &[BackendKind::Host, BackendKind::Oracle],
+        scenario::Options::default(),
+    );
+    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    assert_eq!(outcome.steps.len(), scenario.file.steps.len());
+}
+
+#[test]
+fn scenarios_and_captures_are_varied_and_a_corpus_without_any_is_refused() {
+    let out = tempfile::tempdir().unwrap();
+    let mut corpus = Corpus::default();
+    let error = corpus.add(out.path()).unwrap_err();
+    assert!(error.to_string().contains("neither scenarios nor captures"), "{error}");
+
+    find(Fault::ShortWindow).leave(7, out.path()).unwrap();
+    corpus.add(out.path()).unwrap();
+    assert_eq!((corpus.sequences.len(), corpus.frames.len()), (1, 3));
+    let options = Options {
+        corpus,
+        ..options(5, 130_000)
+    };
+    let outcome = run(&options, &mut host, &mut |_| {}).unwrap();
+    assert_alike(&outcome);
+    assert!(outcome.worlds >= 2, "the second world is the scenario's");
 }
