@@ -16,7 +16,7 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(what: &'static str) -> Self {
-        let style = ProgressStyle::with_template("{prefix} {bar:40} {percent}% {msg}, {elapsed}, {eta} left");
+        let style = ProgressStyle::with_template("{prefix} {bar:24} {percent}% {msg}, {elapsed}, {eta} left");
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
             .with_style(style.unwrap_or(ProgressStyle::default_bar()))
             .with_prefix(what);

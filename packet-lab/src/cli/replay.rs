@@ -109,6 +109,9 @@ pub fn execute(args: &Args) -> Ended {
     check_outputs(args)?;
     let (cast, known) = args.cast()?;
     say_assumed(&cast);
+    if cast.world.users.is_empty() {
+        eprintln!("note: there are no users, so that no token is good: give --grants, --scenario or --resign");
+    }
     let mut backend = make(args.backend, &cast.world)?;
     let mut resigner = args.resign.then(|| Resigner::new(&cast.world).knowing(known));
     let mut tools = Tools::new(args)?;
@@ -257,7 +260,12 @@ impl Tools {
 impl Watcher for Tools {
     fn replayed(&mut self, packet: &Replayed<'_>) -> anyhow::Result<()> {
         if let Some(writer) = &mut self.outputs {
-            let output = Packet::new(packet.input.at_ns, packet.processed.frame.clone());
+            let frame = packet.processed.frame.clone();
+            let output = if frame == packet.input.data {
+                packet.input.clone()
+            } else {
+                Packet::new(packet.input.at_ns, frame)
+            };
             writer.write(&output.commented(packet.comment()))?;
         }
         if let Some(writer) = &mut self.inputs {
