@@ -339,7 +339,68 @@ impl Drop for Pinned {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::{backend::veth::missing_capabilities, object::Object};
+
+    const FRAME: &[u8] = &[0x5a; 60];
+
+    /// A program of somebody's, on a wire; `None` where there can be none.
+    fn wire(program: &str) -> Option<(Object, Wire)> {
+        if !missing_capabilities().is_empty() {
+            eprintln!("skipped: wires need root");
+            return None;
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/foreign/old.o");
+        let mut object = Object::load(&path, program).expect("the kernel takes the example");
+        let wire = Wire::new(object.program().expect("it was loaded")).expect("root has wires");
+        Some((object, wire))
+    }
+
+    #[test]
+    fn a_frame_that_nobody_sent_is_named_and_the_wire_not_used_again() {
+        let Some((_object, mut wire)) = wire("passes") else {
+            return;
+        };
+        let stray = [0xee; 40];
+        wire.ends
+            .as_ref()
+            .expect("it has ends")
+            .far
+            .send(&stray)
+            .expect("it can send");
+        let error = wire.exchange(FRAME).expect_err("there was a frame").to_string();
+        assert!(
+            error.contains("on the sending end") && error.contains("eeee eeee"),
+            "{error}"
+        );
+        assert!(wire.is_spoiled);
+    }
+
+    #[test]
+    fn what_is_neither_sent_back_nor_passed_is_dropped_each_time() {
+        let Some((_object, mut wire)) = wire("drops") else {
+            return;
+        };
+        for _ in 0..1_000 {
+            let passage = wire.exchange(FRAME).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!((passage.verdict, passage.frame.as_slice()), (Verdict::Drop, FRAME));
+        }
+    }
+
+    #[test]
+    fn the_next_program_has_the_wire_to_itself() {
+        for _ in 0..3 {
+            for (program, verdict) in [("passes", Verdict::Pass), ("drops", Verdict::Drop)] {
+                let Some((_object, mut wire)) = wire(program) else {
+                    return;
+                };
+                let passage = wire.exchange(FRAME).unwrap_or_else(|error| panic!("{error}"));
+                assert_eq!(passage.verdict, verdict);
+            }
+        }
+    }
 
     #[test]
     fn the_packets_of_an_interface_are_the_second_number_of_its_line() {
