@@ -8,6 +8,8 @@ use std::{
 
 use toml::de::{DeTable, DeValue};
 
+use super::names::ALIKE;
+
 /// Why a scenario cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -147,4 +149,30 @@ fn find_in(value: &DeValue<'_>, within: &[Place<'_>]) -> Option<Range<usize>> {
         }
         _ => None,
     }
+}
+
+/// A message of the parsers, with what to write instead where that can be told.
+pub(super) fn helpful(message: &str) -> String {
+    match message {
+        "invalid socket address syntax" => {
+            "not an address and port; write \"192.0.2.1:4500\" or \"[2001:db8::1]:4500\"".to_owned()
+        }
+        "invalid IP address syntax" => "not an address or prefix; write \"192.0.2.1\" or \"203.0.113.0/24\"".to_owned(),
+        _ => match meant(message) {
+            Some(meant) => format!("{message}; did you mean `{meant}`?"),
+            None => message.to_owned(),
+        },
+    }
+}
+
+/// Of "unknown field `x`, expected one of `a`, `b`" the name that is most like the unknown one, if any is.
+fn meant(message: &str) -> Option<&str> {
+    if !message.starts_with("unknown ") {
+        return None;
+    }
+    let mut names = message.split('`').skip(1).step_by(2);
+    let unknown = names.next()?;
+    let alike = names.map(|name| (name, strsim::jaro_winkler(unknown, name)));
+    let (name, likeness) = alike.max_by(|a, b| a.1.total_cmp(&b.1))?;
+    (likeness > ALIKE).then_some(name)
 }

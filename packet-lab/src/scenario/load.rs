@@ -8,12 +8,13 @@ use std::{
 };
 
 use super::{
-    error::{Fault, Place, ScenarioError, Source},
+    error::{Fault, Place, ScenarioError, Source, helpful},
     file::{BackendKind, File, Replay, SCHEMA, Send, Step, Token, User},
     relay::Setting,
 };
 use crate::{
     Verdict,
+    capture::{Capture, CaptureError},
     object::{self, ObjectError},
 };
 
@@ -65,7 +66,7 @@ impl Scenario {
         let source = Source::new(path, text);
         let file: File = toml::from_str(text).map_err(|error| {
             let span = error.span().unwrap_or(0..0);
-            ScenarioError::Faulty(vec![source.fault_at(span, error.message())])
+            ScenarioError::Faulty(vec![source.fault_at(span, helpful(error.message()))])
         })?;
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         let mut check = Check {
@@ -531,11 +532,11 @@ impl Check<'_> {
 
     fn replay(&mut self, here: [Place<'_>; 2], replay: &Replay) {
         let path = self.folder.join(&replay.pcap);
+        let at = [here[0], here[1], "replay".into(), "pcap".into()];
         if !path.is_file() {
-            self.fault(
-                &[here[0], here[1], "replay".into(), "pcap".into()],
-                format!("there is no file {}", path.display()),
-            );
+            self.fault(&at, format!("there is no file {}", path.display()));
+        } else if let Err(error) = read_through(&path) {
+            self.fault(&at, error);
         }
         if !replay.clients.is_empty() && !replay.resign {
             self.fault(
@@ -544,6 +545,11 @@ impl Check<'_> {
             );
         }
     }
+}
+
+/// Whether all of a capture can be read: what is found only half-way would make half a run.
+fn read_through(path: &Path) -> Result<(), CaptureError> {
+    Capture::open(path)?.try_for_each(|packet| packet.map(drop))
 }
 
 /// The keys of a step that say what happens.

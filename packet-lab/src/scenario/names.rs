@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use crate::Verdict;
 
 /// How alike two names must be for one to be suggested for the other.
-const ALIKE: f64 = 0.7;
+pub(super) const ALIKE: f64 = 0.7;
 
 /// A name that does not exist.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
