@@ -20,7 +20,7 @@ pub fn simulation(report: &Report) -> String {
         count => (Tone::Fail, format!("{} violations of invariants", number(count))),
     };
     let title = format!(
-        "{} users over {} virtual seconds",
+        "{} users over {} s of virtual time",
         number(profile.users.into()),
         profile.seconds
     );

@@ -234,8 +234,10 @@ impl<'a> Run<'a> {
         for (nth, attacker) in self.attackers.iter_mut().enumerate() {
             self.rows.insert(attacker.class, empty_row(attacker.class));
             let actor = FIRST_ATTACKER + attacker.class as u64;
-            self.queue
-                .push(START_NS + attacker.pause_ns(), actor, Event::Attack(nth));
+            let first_ns = START_NS + attacker.pause_ns();
+            if first_ns < self.end_ns {
+                self.queue.push(first_ns, actor, Event::Attack(nth));
+            }
         }
     }
 
@@ -340,9 +342,6 @@ impl<'a> Run<'a> {
     }
 
     fn send(&mut self, now_ns: u64, user: u32) {
-        if now_ns >= self.end_ns {
-            return;
-        }
         let person = &self.population.people[user as usize];
         let flow = &mut flows(&mut self.rows, person.class).uplink;
         let Turn {
@@ -366,7 +365,9 @@ impl<'a> Run<'a> {
         for &at_ns in arrivals_ns {
             self.queue.push_for(at_ns, user, Event::Arrive(Packet::Uplink(uplink)));
         }
-        self.queue.push_for(next_ns, user, Event::Send(user));
+        if next_ns < self.end_ns {
+            self.queue.push_for(next_ns, user, Event::Send(user));
+        }
     }
 
     fn move_client(&mut self, now_ns: u64, user: u32) {
@@ -381,13 +382,13 @@ impl<'a> Run<'a> {
     }
 
     fn attack(&mut self, now_ns: u64, nth: usize) -> Result<(), BackendError> {
-        if now_ns >= self.end_ns {
-            return Ok(());
-        }
         let attacker = &mut self.attackers[nth];
         let packet = attacker.packet(self.population, &self.recording);
         let actor = FIRST_ATTACKER + attacker.class as u64;
-        self.queue.push(now_ns + attacker.pause_ns(), actor, Event::Attack(nth));
+        let next_ns = now_ns + attacker.pause_ns();
+        if next_ns < self.end_ns {
+            self.queue.push(next_ns, actor, Event::Attack(nth));
+        }
         let Some(packet) = packet else { return Ok(()) };
         let row = flows(&mut self.rows, packet.class());
         if packet.is_downlink() {

@@ -196,7 +196,7 @@ impl Report {
 
     fn summary(&self) -> String {
         let mut text = format!(
-            "{} packets in {} virtual seconds, seed {}",
+            "{} packets in {} s of virtual time, seed {}",
             number(self.packets),
             self.profile.seconds,
             self.profile.seed
