@@ -157,14 +157,28 @@ pub fn execute(args: &Args) -> Ended {
     if let Some(path) = &args.report {
         report::write(path, &report::simulation(&report)).map_err(|error| (Exit::Environment, error.into()))?;
     }
-    for violation in &report.violations {
-        eprintln!("violation: {violation}");
+    tell_violations(&report);
+    Ok(if report.passed() { Exit::Pass } else { Exit::Failure })
+}
+
+/// The first violation with its packet, the others in a line each: they are often the same fault.
+fn tell_violations(report: &Report) {
+    for (nth, violation) in report.violations.iter().enumerate() {
+        let text = violation.to_string();
+        let text = if nth == 0 {
+            text.as_str()
+        } else {
+            text.lines().next().unwrap_or_default()
+        };
+        eprintln!("violation: {text}");
     }
     let untold = report.violation_count - report.violations.len() as u64;
     if untold > 0 {
         eprintln!("and {} more", number(untold));
     }
-    Ok(if report.passed() { Exit::Pass } else { Exit::Failure })
+    if !report.passed() {
+        eprintln!("--write OUT.pcapng keeps the packets, --report FILE.html shows them");
+    }
 }
 
 /// The backend asked for, or the best that runs here.
@@ -223,4 +237,49 @@ fn exit(error: &SimulateError) -> Exit {
 
 fn describe(report: &Report) -> String {
     format!("{}\nbackend: {}", report.table().trim_end(), report.backend)
+}
+
+#[cfg(test)]
+mod tests {
+    use packet_lab::{
+        capture::Capture,
+        simulate::{Invariant, Violation},
+    };
+
+    use super::*;
+
+    #[test]
+    fn the_packets_of_violations_are_kept_before_and_after_with_what_was_wrong() {
+        let profile = Profile {
+            users: 1,
+            seconds: 0.01,
+            ..Profile::default().without_attack()
+        };
+        let mut report = simulate(&profile, Kind::Host).unwrap();
+        assert!(report.passed());
+        report.violations.push(Violation {
+            at_ns: 1_234_567_891,
+            invariant: Invariant::OverRate,
+            what: "too much".to_owned(),
+            class: Some("greedy"),
+            input: vec![1; 60],
+            output: vec![2; 50],
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("violations.pcapng");
+        write(&path, &report).unwrap();
+        let packets: Vec<Packet> = Capture::open(&path).unwrap().map(Result::unwrap).collect();
+        let comments: Vec<&str> = packets.iter().filter_map(|packet| packet.comment.as_deref()).collect();
+        assert_eq!(comments, ["input; over_rate: too much", "output; over_rate: too much"]);
+        assert_eq!((packets[0].data.len(), packets[1].data.len()), (60, 50));
+        assert_eq!(packets[0].at_ns, 1_234_567_891);
+    }
+
+    #[test]
+    fn classes_are_read_from_a_list() {
+        let read = classes("steady=9, roaming=1").unwrap();
+        assert_eq!(read.0, [(Class::Steady, 9), (Class::Roaming, 1)].into());
+        assert!(classes("none").unwrap().0.is_empty());
+        assert!(classes("steady=many").unwrap_err().contains("whole number"));
+    }
 }
