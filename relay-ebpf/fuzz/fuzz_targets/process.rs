@@ -18,7 +18,7 @@ use relay_ebpf::{
     host::{Host, HostFrame, HostMemory},
     layout::{Listener, NextHop, PrefixKey, Settings, User},
     token,
-    verdict::{Direction, Verdict},
+    verdict::{Direction, Reason, Verdict},
     wire::{Address, Be16, Mac},
 };
 use siphasher::{
@@ -186,6 +186,8 @@ struct Relay {
     newest: [u64; USERS as usize],
     present: BTreeSet<u8>,
     accepted: BTreeSet<(u8, u64)>,
+    /// Those whose client sent an authentic packet that got as far as to be recorded.
+    introduced: BTreeSet<u8>,
 }
 
 impl Relay {
@@ -223,6 +225,7 @@ impl Relay {
             newest: [1_000; USERS as usize],
             present: BTreeSet::new(),
             accepted: BTreeSet::new(),
+            introduced: BTreeSet::new(),
         };
         for user in 0..USERS {
             let entry = &relay.host.destinations[usize::from(user)];
@@ -257,6 +260,7 @@ impl Relay {
         self.present.insert(user);
         // The same grant again, as after a restart: numbers that were used are new.
         self.accepted.retain(|(of, _)| *of != user);
+        self.introduced.remove(&user);
     }
 
     fn next_hop(&self, user: u8, mtu: Option<u16>) {
@@ -286,6 +290,11 @@ impl Relay {
         if *TELL {
             eprintln!("{} {}", outcome.direction.name(), outcome.reason.name());
         }
+        if is_past_roaming(outcome.reason)
+            && let Some((user, _)) = self.opened(&frame).filter(|_| outcome.direction == Direction::Uplink)
+        {
+            self.introduced.insert(user);
+        }
         match verdict {
             Verdict::Pass => assert_eq!(after.0, frame, "passed, but changed"),
             Verdict::Drop => {}
@@ -296,7 +305,7 @@ impl Relay {
                 self.newest[usize::from(user)] = self.newest[usize::from(user)].max(pn);
             }
             Verdict::Tx => {
-                let known = |user: &u8| self.accepted.iter().any(|(of, _)| of == user) && is_from(&frame, *user);
+                let known = |user: &u8| self.introduced.contains(user) && is_from(&frame, *user);
                 assert!(
                     self.present.iter().any(known),
                     "sent from elsewhere than a user's destination"
@@ -320,6 +329,14 @@ impl Relay {
         let right = (number >> 64) as u32 == salt(user) && tag(user, &clear, payload) == token[16..];
         right.then_some((user, number as u64))
     }
+}
+
+/// Whether an uplink packet that ends so got past the step that records the client.
+fn is_past_roaming(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::Relayed | Reason::Ping | Reason::DestinationUnresolved | Reason::TtlExpired | Reason::TooBig
+    )
 }
 
 /// Whether a frame's source address is that of a user's destination.
