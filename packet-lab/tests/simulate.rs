@@ -12,7 +12,8 @@ use packet_lab::Verdict;
 use packet_lab::{
     Backend, World,
     backend::{
-        BackendError, Counters, Processed, Traffic, UserState, counter, host::HostBackend, kernel::missing_capabilities,
+        BackendError, Counters, Processed, Traffic, UserState, counter, host::HostBackend,
+        kernel::missing_capabilities, oracle::OracleBackend,
     },
     craft::UdpFrame,
     inspect::UdpFrameView,
@@ -76,6 +77,12 @@ fn assert_snapshot(report: &Report) {
 #[test]
 fn the_host_gives_the_table_of_the_snapshot() {
     assert_snapshot(&USUAL);
+}
+
+#[test]
+fn the_oracle_gives_the_table_of_the_snapshot() {
+    let mut oracle = |world: &World| Subject::new(Box::new(OracleBackend::new(world)?));
+    assert_snapshot(&report(&profile(), &mut oracle));
 }
 
 #[test]
