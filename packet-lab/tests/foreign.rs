@@ -10,10 +10,11 @@ use std::{
 use packet_lab::{
     Backend, Lab, Observation, Verdict, World,
     backend::{BackendError, foreign::ForeignBackend, kernel, veth},
-    object::{Object, ObjectError},
+    object::{self, Object, ObjectError},
     scenario::Scenario,
     world::address,
 };
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use rstest::rstest;
 
 /// An ICMP echo request of 4 bytes of data, from 192.0.2.2 to 192.0.2.1.
@@ -246,6 +247,33 @@ fn a_file_that_is_no_object_is_told(#[case] bytes: &[u8], #[case] found: &str) {
     let error = error(file.path(), "pong").to_string();
     assert!(error.contains("is no BPF object file ("), "{error}");
     assert!(error.contains(found), "{error}");
+}
+
+/// Bytes changed here and there, mostly among the tables at the end, and sometimes the end cut off.
+fn damage(object: &[u8], rng: &mut SmallRng) -> Vec<u8> {
+    let mut bytes = object.to_vec();
+    for _ in 0..rng.random_range(1..8) {
+        let from = if rng.random_bool(0.6) { bytes.len() * 3 / 4 } else { 0 };
+        let at = rng.random_range(from..bytes.len());
+        bytes[at] = [0, 0xff, rng.random()][rng.random_range(0..3)];
+    }
+    if rng.random_bool(0.1) {
+        bytes.truncate(rng.random_range(0..bytes.len()));
+    }
+    bytes
+}
+
+#[test]
+fn a_corrupt_object_is_an_error_or_none_the_worse_but_no_panic() {
+    let (folder, mut rng) = (tempfile::tempdir().unwrap(), SmallRng::seed_from_u64(3));
+    let original = fs::read(example("pong.o")).unwrap();
+    let file = folder.path().join("pong.o");
+    for _ in 0..1_000 {
+        fs::write(&file, damage(&original, &mut rng)).unwrap();
+        if let Err(error) = object::check(&file, "pong") {
+            assert!(error.to_string().contains("pong.o"), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Anybody's XDP program, from its object file: loaded, with its maps as the object says, and attached to nothing.
 
+mod guard;
 mod sections;
 
 use std::{
@@ -23,11 +24,13 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use self::sections::Hidden;
+use self::{guard::guarded, sections::Hidden};
 use crate::backend::kernel::missing_capabilities;
 
 /// More than any object file of a BPF program.
 const MAX_FILE_BYTES: u64 = 64 << 20;
+/// What is wrong with a file of which no more can be said.
+const CORRUPT: &str = "it is corrupt";
 /// Where maps are pinned whose object says only that they are.
 const BPFFS: &str = "/sys/fs/bpf";
 
@@ -206,11 +209,11 @@ fn read(path: &Path) -> Result<Vec<u8>, ObjectError> {
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed, ObjectError> {
-    let parsed = Parsed::parse(bytes).map_err(|error| match error {
+    let parsed = guarded(|| Parsed::parse(bytes)).ok_or_else(|| not_an_object(path, CORRUPT.to_owned()))?;
+    parsed.map_err(|error| match error {
         ParseError::ElfError(error) => not_an_object(path, error.to_string()),
         other => not_an_object(path, chain(&other)),
-    })?;
-    Ok(parsed)
+    })
 }
 
 fn not_an_object(path: &Path, found: String) -> ObjectError {

@@ -71,6 +71,14 @@ fn plan(bytes: &[u8]) -> Result<Plan, Box<dyn Error>> {
     let names_at = sections
         .section(SectionIndex(header.shstrndx(LE, bytes)? as usize))?
         .sh_offset(LE) as usize;
+    for symbol in symbols.iter().filter(|symbol| !symbol.is_undefined(LE)) {
+        // The loader takes it for granted that what a symbol names is there.
+        let section = sections.section(SectionIndex(symbol.st_shndx(LE).into()));
+        let end = symbol.st_value(LE).checked_add(symbol.st_size(LE));
+        if section.is_ok_and(|section| end.is_none_or(|end| end > section.sh_size(LE))) {
+            return Err("it is corrupt: a symbol reaches out of its section".into());
+        }
+    }
     let mut plan = Plan::default();
     let mut for_xdp = 0;
     for (index, section) in sections.enumerate() {
