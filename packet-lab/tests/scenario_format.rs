@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use packet_lab::scenario::{self, Scenario, discover, schema, to_toml};
+use packet_lab::scenario::{Scenario, discover, schema, to_toml};
 use relay_ebpf::verdict::{Direction, Reason};
 
 fn folder() -> PathBuf {
@@ -137,6 +137,6 @@ fn the_schema_describes_every_key() {
         }
     }
     let mut missing = Vec::new();
-    walk("", &scenario::schema(), &mut missing);
+    walk("", &schema(), &mut missing);
     assert!(missing.is_empty(), "keys without a description: {missing:?}");
 }
