@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write as _,
     os::unix::process::CommandExt as _,
     path::Path,
     process::{Command, Output},
@@ -227,6 +228,11 @@ fn assert_ended(output: &Output, code: i32, words: &[&str]) {
     }
 }
 
+/// Past the capture of test output: a skip is to be seen.
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}; run as root");
+}
+
 /// A folder of scenarios with one in it.
 fn folder_with(text: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -288,6 +294,7 @@ fn an_expectation_that_is_not_met_is_told_with_its_step_and_is_not_kept() {
 #[test]
 fn a_frame_that_a_named_backend_cannot_take_is_told_before_it_is_sent() {
     if !missing_capabilities().is_empty() {
+        skipped("a frame that the kernel backend cannot take needs that backend");
         return;
     }
     let runt = RIGHT
@@ -316,6 +323,7 @@ fn an_object_that_is_none_is_told_by_its_path() {
 #[test]
 fn without_privileges_a_backend_that_was_named_is_the_environments_fault_and_others_are_skipped() {
     if !nix::unistd::Uid::effective().is_root() {
+        skipped("giving up privileges needs some");
         return;
     }
     let folder = folder_with(&RIGHT.replace("\"oracle\"", "\"kernel\""));

@@ -98,7 +98,7 @@ fn load(args: &Args) -> Result<Vec<Scenario>, (Exit, anyhow::Error)> {
     if !faults.is_empty() {
         let count = faults.len();
         for error in faults {
-            eprintln!("{error}\n");
+            eprintln!("{:#}\n", anyhow::Error::from(error));
         }
         return Err((
             Exit::Usage,

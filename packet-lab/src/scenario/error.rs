@@ -15,7 +15,7 @@ use super::names::ALIKE;
 #[non_exhaustive]
 pub enum ScenarioError {
     /// There is nothing.
-    #[error("reading the scenario {}: {source}", path.display())]
+    #[error("reading the scenario {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
