@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::{boxed::Box, vec::Vec};
 
 use crate::{
-    layout::{Control, DestinationEntry, PrefixKey, Settings, StateEntry, UserEntry},
+    layout::{BLOCKED, Control, DestinationEntry, PrefixKey, Settings, StateEntry, UserEntry},
     platform::{Memory, Platform},
     wire::{Address, Frame, Word},
 };
@@ -25,8 +25,8 @@ pub struct Host {
     pub destinations: Box<[DestinationEntry]>,
     /// The clock and the blocklist's generation.
     pub control: Control,
-    /// The blocklist.
-    pub blocklist: Vec<PrefixKey>,
+    /// The blocklist: prefixes, and whether they are [`BLOCKED`] or [`SPARED`](crate::layout::SPARED).
+    pub blocklist: Vec<(PrefixKey, u32)>,
 }
 
 impl Host {
@@ -77,10 +77,13 @@ impl Platform for Host {
                 .iter()
                 .fold(0_u128, |bits, &word| bits << 32 | u32::from_be(word) as u128)
         };
-        self.blocklist.iter().any(|prefix| {
+        let covers = |prefix: &PrefixKey| {
             let differing = bits(prefix.address) ^ bits(address.0);
             differing.leading_zeros() >= prefix.length
-        })
+        };
+        let covering = self.blocklist.iter().filter(|(prefix, _)| covers(prefix));
+        let longest = covering.max_by_key(|(prefix, _)| prefix.length);
+        longest.is_some_and(|(_, found)| *found == BLOCKED)
     }
 }
 

@@ -23,7 +23,8 @@ pub mod map {
     pub const STATES: &str = "rate_limit_map";
     /// ARRAY of [`DestinationEntry`](super::DestinationEntry); written by the control process.
     pub const DESTINATIONS: &str = "dest_map";
-    /// LPM_TRIE from [`PrefixKey`](super::PrefixKey) to u32 (unused): source prefixes to drop.
+    /// LPM_TRIE from [`PrefixKey`](super::PrefixKey) to [`BLOCKED`](super::BLOCKED) or [`SPARED`](super::SPARED):
+    /// source prefixes; the longest counts.
     pub const BLOCKLIST: &str = "blocklist";
     /// ARRAY of one [`Control`](super::Control): what changes while the program runs.
     pub const CONTROL: &str = "control";
@@ -49,6 +50,11 @@ pub const CLOCK_PROGRAM: &str = "relay_clock";
 pub const MAX_LISTENERS: usize = 8;
 /// Most egress addresses of one family of one relay.
 pub const MAX_EGRESS: usize = 8;
+/// In the blocklist: packets from this prefix are dropped.
+pub const BLOCKED: u32 = 1;
+/// In the blocklist: they are not, whatever shorter prefix blocks them. All IPv4 addresses together are a prefix of
+/// 96 bits here, and must be no part of an IPv6 prefix that is blocked.
+pub const SPARED: u32 = 0;
 /// Packet numbers that the replay window tolerates out of order, the newest among them.
 pub const REPLAY_WINDOW: u64 = 512;
 /// Words of the replay window: twice what the window spans, so that its edge is exact (see `admission`).

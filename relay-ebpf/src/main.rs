@@ -31,7 +31,8 @@ use aya_ebpf::{
 use relay_ebpf::{
     Outcome,
     layout::{
-        Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, Settings, StateEntry, UserEntry,
+        BLOCKED, Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, Settings, StateEntry,
+        UserEntry,
     },
     platform::{Memory, Platform, TRIES},
     process,
@@ -319,7 +320,7 @@ impl Platform for Kernel {
         };
         // SAFETY: `length` and `address` lie one after the other, as in `Key`, and `key` outlives the call.
         let key = unsafe { &*(&raw const key.length).cast::<Key<[u32; 4]>>() };
-        BLOCKLIST.get(key).is_some()
+        BLOCKLIST.get(key).is_some_and(|&found| found == BLOCKED)
     }
 }
 

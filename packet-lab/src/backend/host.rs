@@ -3,10 +3,12 @@
 use std::{net::SocketAddr, sync::atomic::Ordering};
 
 use ipnet::IpNet;
+use lumenlink_relay::datapath::blocklist;
 use relay_ebpf::{
     host::{Host, HostFrame},
     layout::{Control, DestinationEntry, PrefixKey, StateEntry, UserEntry},
     verdict::{Direction, Reason},
+    wire::Address,
 };
 
 use super::{
@@ -110,14 +112,9 @@ impl Backend for HostBackend {
     }
 
     fn set_blocklist(&mut self, prefixes: &[IpNet]) -> Result<(), BackendError> {
-        let key = |prefix| {
-            let (address, length) = tables::block_key(prefix);
-            PrefixKey {
-                length,
-                address: address.0,
-            }
-        };
-        self.host.blocklist = prefixes.iter().map(key).collect();
+        let entries = blocklist::entries(prefixes).into_iter();
+        let entries = entries.map(|((Address(address), length), value)| (PrefixKey { length, address }, value));
+        self.host.blocklist = entries.collect();
         tables::renew_block_generation(&self.host.control, prefixes.is_empty(), &mut self.block_generation);
         Ok(())
     }

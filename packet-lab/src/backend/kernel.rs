@@ -9,7 +9,7 @@ use aya::{
 };
 use ipnet::IpNet;
 use lumenlink_relay::datapath::{
-    clock,
+    blocklist, clock,
     maps::Maps,
     program::{LoadOptions, Loaded},
 };
@@ -222,12 +222,11 @@ impl Backend for KernelBackend {
 
     fn set_blocklist(&mut self, prefixes: &[IpNet]) -> Result<(), BackendError> {
         let maps = &mut self.loaded.maps;
-        for (address, length) in maps.blocked()? {
+        for (address, length) in maps.blocked()?.into_keys() {
             maps.unblock(address, length)?;
         }
-        for prefix in prefixes {
-            let (address, length) = tables::block_key(prefix);
-            maps.block(address, length)?;
+        for ((address, length), value) in blocklist::entries(prefixes) {
+            maps.block(address, length, value)?;
         }
         tables::renew_block_generation(maps.control(), prefixes.is_empty(), &mut self.block_generation);
         Ok(())

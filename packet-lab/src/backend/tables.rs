@@ -1,12 +1,7 @@
 //! What the backends share that keep users in the relay's own map entries, be they in the kernel or in this process.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
-    sync::atomic::Ordering,
-};
+use std::{net::SocketAddr, ops::RangeInclusive, sync::atomic::Ordering};
 
-use ipnet::IpNet;
 use relay_ebpf::{
     admission,
     host::HostMemory,
@@ -18,7 +13,6 @@ use relay_ebpf::{
 use super::{BackendError, Client, Traffic, UserState};
 use crate::world::{NextHop, User, World};
 
-const IPV4_PREFIX_BITS: u32 = 96;
 const PACKET_NUMBERS_PER_WORD: u64 = 32;
 
 /// The maps as slices of entries.
@@ -161,15 +155,6 @@ fn next_hop(hop: NextHop) -> layout::NextHop {
     layout::NextHop {
         mac: Mac::new(hop.mac),
         mtu: hop.mtu,
-    }
-}
-
-/// A prefix as the blocklist's keys have it.
-pub(super) fn block_key(prefix: &IpNet) -> (Address, u32) {
-    let bits = u32::from(prefix.prefix_len());
-    match prefix.network() {
-        IpAddr::V4(v4) => (IpAddr::V4(v4).into(), bits + IPV4_PREFIX_BITS),
-        IpAddr::V6(v6) => (IpAddr::V6(v6).into(), bits),
     }
 }
 

@@ -6,6 +6,7 @@ use etherparse::{
     ArpOperation, ArpPacketSlice, EtherType, IpNumber, LaxIpv4Slice, LaxIpv6Slice, LaxLinkExtSlice, LaxNetSlice,
     LaxSlicedPacket, LinkSlice, TcpSlice, TransportSlice, UdpSlice,
 };
+use pnet_packet::ipv4::{self, Ipv4Packet};
 
 use super::{Outline, Part, Sum, mac};
 
@@ -302,7 +303,8 @@ fn of_arp(arp: &ArpPacketSlice<'_>) -> Layer {
 
 fn of_ipv4(ip: &LaxIpv4Slice<'_>) -> Layer {
     let header = ip.header();
-    let right = header.to_header().calc_header_checksum();
+    // Over the bytes: etherparse's own sum leaves the reserved flag out.
+    let right = Ipv4Packet::new(header.slice()).map_or(0, |packet| ipv4::checksum(&packet));
     let part = Part {
         offset: u32::from(header.fragments_offset().byte_offset()),
         more: header.more_fragments(),

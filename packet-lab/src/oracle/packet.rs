@@ -136,9 +136,14 @@ fn read_ipv4(bytes: &[u8]) -> Option<(Ip<'_>, usize)> {
     has_ports.then_some((Ip::V4(header), length))
 }
 
-/// An IPv6 header that UDP follows, perhaps behind a Fragment header, and the length of both.
+/// An IPv6 header that UDP follows, perhaps behind a Fragment header, and the length of both; none with an
+/// IPv4-mapped address in it.
 fn read_ipv6(bytes: &[u8]) -> Option<(Ip<'_>, usize)> {
     let header = Ipv6HeaderSlice::from_slice(bytes).ok()?;
+    let addresses = [header.source_addr(), header.destination_addr()];
+    if addresses.iter().any(|address| address.to_ipv4_mapped().is_some()) {
+        return None;
+    }
     match header.next_header() {
         IpNumber::UDP => Some((Ip::V6(header, false), Ipv6Header::LEN)),
         IpNumber::IPV6_FRAGMENTATION_HEADER => {

@@ -32,8 +32,13 @@ impl Ip for Ipv6 {
         if u32::from_be(words[0]) >> 28 != 6 {
             return None;
         }
+        let header = Self { words, fragment: false };
+        // IPv4-mapped addresses have no place on a wire (RFC 4291, 2.5.5.2), and here they are IPv4 addresses.
+        if header.source().is_v4() || header.destination().is_v4() {
+            return None;
+        }
         match (u32::from_be(words[1]) >> 8) as u8 {
-            udp::PROTOCOL => Some(Self { words, fragment: false }),
+            udp::PROTOCOL => Some(header),
             FRAGMENT => {
                 let fragment = u32::from_be(frame.read(offset + HEADER)?);
                 let first_with_udp = (fragment >> 24) as u8 == udp::PROTOCOL && fragment & FRAGMENT_OFFSET == 0;

@@ -1,6 +1,6 @@
 //! Typed handles on the program's maps.
 
-use std::{io, path::Path};
+use std::{collections::HashMap, io, path::Path};
 
 use aya::{
     Ebpf,
@@ -191,16 +191,16 @@ impl Maps {
         Ok(sum)
     }
 
-    /// Adds a prefix of an address to the blocklist. `length` counts as in
-    /// [`PrefixKey`](relay_ebpf::layout::PrefixKey). The program takes notice when
-    /// [`Control::block_generation`] changes.
+    /// Adds a prefix of an address to the blocklist, or changes what it says. `length` counts as in
+    /// [`PrefixKey`](relay_ebpf::layout::PrefixKey), `value` is [`BLOCKED`](relay_ebpf::layout::BLOCKED) or
+    /// [`SPARED`](relay_ebpf::layout::SPARED). The program takes notice when [`Control::block_generation`] changes.
     ///
     /// # Errors
     /// If the list is full.
-    pub fn block(&mut self, address: Address, length: u32) -> Result<(), MapsError> {
+    pub fn block(&mut self, address: Address, length: u32, value: u32) -> Result<(), MapsError> {
         let key = Key::new(length, address.0);
         self.blocklist
-            .insert(&key, 1, 0)
+            .insert(&key, value, 0)
             .map_err(|source| MapsError::Operation {
                 action: "adding a prefix to",
                 name: map::BLOCKLIST,
@@ -221,14 +221,14 @@ impl Maps {
         })
     }
 
-    /// The prefixes on the blocklist: addresses and lengths.
+    /// The prefixes on the blocklist, addresses and lengths, and what they say.
     ///
     /// # Errors
     /// If the kernel refuses to read the map.
-    pub fn blocked(&self) -> Result<Vec<(Address, u32)>, MapsError> {
-        let key = |key: Key<[u32; 4]>| (Address(key.data()), key.prefix_len());
-        let keys: Result<Vec<_>, _> = self.blocklist.keys().map(|found| found.map(key)).collect();
-        keys.map_err(reading(map::BLOCKLIST))
+    pub fn blocked(&self) -> Result<HashMap<(Address, u32), u32>, MapsError> {
+        let entry = |(key, value): (Key<[u32; 4]>, u32)| ((Address(key.data()), key.prefix_len()), value);
+        let entries: Result<HashMap<_, _>, _> = self.blocklist.iter().map(|found| found.map(entry)).collect();
+        entries.map_err(reading(map::BLOCKLIST))
     }
 
     /// The ring of drop events, once: whoever takes it reads it.

@@ -2,6 +2,7 @@
 //! maps, and the next hops of the destinations.
 
 pub mod attach;
+pub mod blocklist;
 pub mod clock;
 pub mod events;
 pub mod interface;
@@ -370,16 +371,22 @@ impl Datapath {
     /// # Errors
     /// If it is full; then part of the new prefixes are on it.
     pub fn set_blocklist(&self, prefixes: &[IpNet]) -> Result<(), DatapathError> {
-        let wanted: HashSet<(Address, u32)> = prefixes.iter().map(prefix_key).collect();
+        let wanted = blocklist::entries(prefixes);
         let maps = &mut self.inner().loaded.maps;
-        let found: HashSet<(Address, u32)> = maps.blocked()?.into_iter().collect();
+        let found = maps.blocked()?;
         if wanted == found && (wanted.is_empty() == (HostMemory.load(&maps.control().block_generation) == 0)) {
             return Ok(());
         }
-        for (address, length) in wanted.difference(&found) {
-            maps.block(*address, *length)?;
+        // What is spared first: an IPv6 prefix around it must not be there without it.
+        let mut changed: Vec<_> = wanted
+            .iter()
+            .filter(|(key, value)| found.get(key) != Some(value))
+            .collect();
+        changed.sort_by_key(|(_, value)| **value);
+        for ((address, length), value) in changed {
+            maps.block(*address, *length, *value)?;
         }
-        for (address, length) in found.difference(&wanted) {
+        for (address, length) in found.keys().filter(|key| !wanted.contains_key(key)) {
             maps.unblock(*address, *length)?;
         }
         let generation = &maps.control().block_generation;
@@ -463,14 +470,6 @@ impl Targets for Datapath {
 /// See [`AttachError`].
 pub fn detach_pins(dir: &Path) -> Result<bool, AttachError> {
     Pins::remove_unused(dir)
-}
-
-fn prefix_key(prefix: &IpNet) -> (Address, u32) {
-    let bits = match prefix {
-        IpNet::V4(v4) => 96 + v4.prefix_len(),
-        IpNet::V6(v6) => v6.prefix_len(),
-    };
-    (Address::from(prefix.network()), u32::from(bits))
 }
 
 fn egress_ports(config: &Config) -> u32 {

@@ -15,6 +15,7 @@ use self::store::{Store, StoreError};
 use crate::{
     config::{BURSTS, Config, RATES},
     datapath::PublishedUser,
+    datapath::blocklist,
     grant::{Grant, Secret},
 };
 
@@ -407,9 +408,13 @@ impl Users {
     /// Blocks a prefix. Returns whether it was not blocked before.
     ///
     /// # Errors
-    /// If the store fails; then nothing has changed.
+    /// See [`Refusal`]; then nothing has changed.
     pub fn block(&mut self, prefix: IpNet) -> Result<bool, Refusal> {
         let prefix = prefix.trunc();
+        if blocklist::is_mapped(&prefix) {
+            let message = format!("{prefix} has IPv4-mapped addresses, which no packet has: block the IPv4 prefix");
+            return Err(Refusal::Invalid(message));
+        }
         self.store.block(prefix)?;
         Ok(self.blocked.insert(prefix))
     }

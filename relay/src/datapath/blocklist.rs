@@ -1,0 +1,75 @@
+//! The operator's prefixes as the blocklist map holds them: IPv4 addresses are IPv4-mapped there.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+use relay_ebpf::{
+    layout::{BLOCKED, SPARED},
+    wire::Address,
+};
+
+/// Bits in front of an IPv4 address.
+const MAPPED_BITS: u32 = 96;
+
+/// What the map must hold, by address and length in bits, for exactly these prefixes to be blocked. IPv6 prefixes of
+/// IPv4-mapped addresses are left out: no packet that the program looks at has one.
+#[must_use]
+pub fn entries(prefixes: &[IpNet]) -> HashMap<(Address, u32), u32> {
+    let mut entries = HashMap::new();
+    for prefix in prefixes {
+        let length = u32::from(prefix.prefix_len());
+        let key = match prefix {
+            IpNet::V4(_) => (Address::from(prefix.network()), MAPPED_BITS + length),
+            IpNet::V6(_) if is_mapped(prefix) => continue,
+            IpNet::V6(v6) => {
+                if v6.contains(&all_of_ipv4()) {
+                    // Less than any IPv4 prefix that is blocked, more than the IPv6 prefix around it.
+                    let key = (Address::from(IpAddr::V6(all_of_ipv4())), MAPPED_BITS);
+                    entries.entry(key).or_insert(SPARED);
+                }
+                (Address::from(prefix.network()), length)
+            }
+        };
+        entries.insert(key, BLOCKED);
+    }
+    entries
+}
+
+/// Whether an IPv6 prefix has IPv4-mapped addresses only.
+#[must_use]
+pub fn is_mapped(prefix: &IpNet) -> bool {
+    match prefix {
+        IpNet::V4(_) => false,
+        IpNet::V6(v6) => v6.network().to_ipv4_mapped().is_some() && u32::from(v6.prefix_len()) >= MAPPED_BITS,
+    }
+}
+
+const fn all_of_ipv4() -> Ipv6Addr {
+    Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::ipv4(&["203.0.113.0/24"], &[("::ffff:203.0.113.0", 120, BLOCKED)])]
+    #[case::ipv6(&["2001:db8::/32"], &[("2001:db8::", 32, BLOCKED)])]
+    #[case::all_of_ipv6_spares_ipv4(&["::/0"], &[("::", 0, BLOCKED), ("::ffff:0:0", 96, SPARED)])]
+    #[case::all_of_both(&["::/0", "0.0.0.0/0"], &[("::", 0, BLOCKED), ("::ffff:0:0", 96, BLOCKED)])]
+    #[case::all_of_both_the_other_way_round(&["0.0.0.0/0", "::/0"], &[("::", 0, BLOCKED), ("::ffff:0:0", 96, BLOCKED)])]
+    #[case::mapped_addresses_are_on_no_wire(&["::ffff:0:0/96", "::ffff:203.0.113.0/120"], &[])]
+    fn prefixes_become_entries(#[case] prefixes: &[&str], #[case] expected: &[(&str, u32, u32)]) {
+        let prefixes: Vec<IpNet> = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
+        let expected = expected.iter().map(|&(address, length, value)| {
+            let address: Ipv6Addr = address.parse().unwrap();
+            ((Address::from(IpAddr::V6(address)), length), value)
+        });
+        assert_eq!(entries(&prefixes), expected.collect());
+    }
+}
