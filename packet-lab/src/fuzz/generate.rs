@@ -1,7 +1,7 @@
 //! Making worlds, and what happens in them: mostly what an ordinary relay sees, so that all of its paths are reached,
 //! with everything that senders and operators can do wrong in between.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -45,7 +45,7 @@ const DESTINATIONS: [&str; 6] = [
     "198.51.100.255:1",
     "[2001:db8:d::7]:5001",
 ];
-const BLOCKLISTS: [&[&str]; 8] = [
+const BLOCKLISTS: [&[&str]; 10] = [
     &[],
     &[],
     &[],
@@ -54,7 +54,11 @@ const BLOCKLISTS: [&[&str]; 8] = [
     &["203.0.113.4/30"],
     &["2001:db8:c::4/126", "203.0.113.0/31"],
     &["0.0.0.0/0", "2000::/3"],
+    &["::/0"],
+    &["::/2", "203.0.113.4/31", "::ffff:0:0/97"],
 ];
+/// One in so many IPv6 packets has an IPv4-mapped address.
+const MAPPED_ONE_IN: u64 = 48;
 const CLIENT_MACS: [[u8; 6]; 4] = [[0x02, 0, 0, 0, 0, 0xc1], [0x02, 0, 0, 0, 0, 0xc2], [0xff; 6], [0; 6]];
 
 /// An IP protocol for experiments (RFC 3692).
@@ -482,6 +486,8 @@ impl<'a> Author<'a> {
         let port = pick(&mut self.dice, &[40_000, 40_000, 40_000, 40_001, 4500, 0, u16::MAX]);
         let ip = if v4 {
             format!("203.0.113.{host}")
+        } else if one_in(&mut self.dice, MAPPED_ONE_IN) {
+            format!("::ffff:203.0.113.{host}")
         } else {
             format!("2001:db8:c::{host}")
         };
@@ -491,6 +497,15 @@ impl<'a> Author<'a> {
     /// A listener of this family, if there is one.
     fn listener(&mut self, v4: bool) -> SocketAddr {
         let all = &self.world.listeners;
+        if !v4 && one_in(&mut self.dice, MAPPED_ONE_IN) {
+            let mapped = |at: &SocketAddr| match at.ip() {
+                IpAddr::V4(v4) => Some(SocketAddr::new(v4.to_ipv6_mapped().into(), at.port())),
+                IpAddr::V6(_) => None,
+            };
+            if let Some(listener) = all.iter().find_map(mapped) {
+                return listener;
+            }
+        }
         let mut of_family: Vec<SocketAddr> = all.iter().copied().filter(|at| at.is_ipv4() == v4).collect();
         if of_family.is_empty() {
             of_family.clone_from(all);
