@@ -1,27 +1,28 @@
 //! An independent model of the relay, written from the protocol document alone. It is meant to be read beside it: the
-//! functions [`Oracle::uplink`] and [`Oracle::downlink`] follow the document's steps in its order and words. It is slow and plain:
-//! users are a list, the replay window is a set of numbers, addresses are std's, headers are etherparse's, tags are
-//! the siphasher crate's, and a packet that is sent is built from what was read. Nothing of it is shared with the data
-//! plane but the names of reasons and directions.
+//! functions `uplink` and `downlink` follow the document's steps in its order and words. It is slow and plain: users are
+//! a list, the replay window is a set of numbers, addresses are std's, headers are etherparse's, tags are the siphasher
+//! crate's, and a packet that is sent is built from what was read. Nothing of it is shared with the data plane but the
+//! names of reasons and directions.
 //!
 //! Where the document could be read in two ways, this is the reading; the document says the same under "Frames and
 //! headers":
 //!
 //! - A frame is Ethernet II without tags. Its destination MAC address is not looked at. Whatever cannot be read up to
 //!   and including a UDP header (another `EtherType` or protocol, a version that is not the `EtherType`'s, an IPv4 header
-//!   length below 20 bytes, a frame that ends before) is not known to be for anybody: `unrelated`. [`packet`]
+//!   length below 20 bytes, a frame that ends before) is not known to be for anybody: `unrelated`; nor is an IPv6
+//!   packet from or to an IPv4-mapped address. [`packet`]
 //! - The header checksum of IPv4 is not verified, nor is UDP's. [`rewrite`]
 //! - A fragment is an IPv4 packet with More Fragments set, or an IPv6 packet with a Fragment header, even where that is
 //!   the only fragment. One with an offset is `unrelated`. [`packet`]
 //! - Headers claim more than came if the UDP datagram ends behind the IP packet, the IP packet behind the frame, or the
 //!   UDP length is below 8. [`packet::Packet::payload`]
-//! - A grant is good up to and including the nanosecond of its expiry. [`Oracle::uplink`]
+//! - A grant is good up to and including the nanosecond of its expiry.
 //! - The interval between packets at a user's rate is a whole number of nanoseconds, rounded down. [`rate`]
 //! - Numbers count as accepted from step 6 on, whatever becomes of the packet after it. [`window`]
 //! - A user whose slot has no egress address of the destination's family is `destination_unresolved`.
 //! - Options and extension headers are not forwarded in either direction, nor reflected. Bytes of the frame behind the
 //!   UDP datagram stay in the frame, behind the IP packet. [`rewrite`]
-//! - A client that sends from MAC address 00:00:00:00:00:00 and port 0 is not known afterwards. [`Oracle::uplink`]
+//! - A client that sends from MAC address 00:00:00:00:00:00 and port 0 is not known afterwards.
 
 pub mod packet;
 pub mod rate;

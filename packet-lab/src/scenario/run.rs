@@ -382,7 +382,9 @@ impl<'a> Run<'a> {
         let selector = Selector::new(&self.world, self.world.mac);
         let mut world = self.world.clone();
         world.users = self.users.all().copied().collect();
-        let mut resigner = Resigner::new(&world);
+        // Where the capture was sealed with these very grants, packet numbers and wrong tags stay.
+        let grants: Vec<_> = world.users.iter().filter_map(|user| world.grant(user.slot)).collect();
+        let mut resigner = Resigner::new(&world).knowing(grants);
         for (client, id) in &replay.clients {
             if let Some(user) = self.users.get(*id) {
                 resigner = resigner.mapping(*client, user.slot);
