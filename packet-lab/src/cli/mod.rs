@@ -36,13 +36,20 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A laboratory for the LumenLink relay's XDP program: measures what it does with packets, in the kernel, without
-/// attaching it to any interface.
+/// A laboratory for XDP programs, here for the LumenLink relay's: sends packets through the real program and judges
+/// verdict, bytes, state and counters. Nothing is attached to this machine's interfaces.
 #[derive(Debug, Parser)]
 #[command(
     name = "packet-lab",
     version,
-    after_help = "Exit codes: 0 pass, 1 failures, 2 wrong usage, 3 this environment cannot run it."
+    after_help = "Examples:\n  \
+                  packet-lab doctor                                      what runs here\n  \
+                  packet-lab run                                         every scenario, in every backend\n  \
+                  packet-lab record incident.pcap --name incidents/one   a test of what happened\n  \
+                  packet-lab replay incident.pcap --resign               what the relay does with a capture\n  \
+                  packet-lab fuzz --packets 1000000                      the program against the model\n\n\
+                  Each command's --help has more.\n\n\
+                  Exit codes: 0 pass, 1 failures, 2 wrong usage or a faulty file, 3 this environment cannot run it."
 )]
 struct Cli {
     #[command(subcommand)]
