@@ -72,7 +72,8 @@ fn a_replay_whose_outputs_differ_fails_with_the_fields() {
     let text = fs::read_to_string(original).unwrap();
     let text = text.replace("02:00:00:00:00:03", "02:00:00:00:00:04");
     fs::write(folder.path().join("scenario.toml"), text).unwrap();
-    fs::write(folder.path().join("dns.pcapng"), b"not looked at").unwrap();
+    let capture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios/captures/dns/dns.pcapng");
+    fs::copy(capture, folder.path().join("dns.pcapng")).unwrap();
     let (code, said) = replay(folder.path());
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("02:00:00:00:00:04, not 02:00:00:00:00:03"), "{said}");
