@@ -72,6 +72,14 @@ struct Route {
     mtu: u16,
 }
 
+/// Why there is no route.
+enum Unrouted {
+    /// The kernel has none, or none that can be used.
+    Refused(String),
+    /// The netlink socket was closed before there was an answer.
+    Unanswered,
+}
+
 /// Follows the routes and neighbours of one interface.
 pub struct NextHops<'a, T> {
     handle: Handle,
@@ -261,7 +269,9 @@ impl<'a, T: Targets> NextHops<'a, T> {
                 self.routes.insert(destination, route);
                 self.write(destination, route);
             }
-            Err(why) => {
+            // Such as when the relay ends meanwhile: what was known stays in use.
+            Err(Unrouted::Unanswered) => tracing::debug!(%destination, "the kernel was not asked for the route"),
+            Err(Unrouted::Refused(why)) => {
                 if self.warned.insert(destination) {
                     tracing::warn!(%destination, "{why}; its users' packets are dropped as destination_unresolved");
                 }
@@ -271,7 +281,7 @@ impl<'a, T: Targets> NextHops<'a, T> {
         }
     }
 
-    async fn route(&self, destination: IpAddr) -> Result<Route, String> {
+    async fn route(&self, destination: IpAddr) -> Result<Route, Unrouted> {
         let message = match destination {
             IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(v4, 32)
@@ -281,9 +291,17 @@ impl<'a, T: Targets> NextHops<'a, T> {
                 .build(),
         };
         let found = self.handle.route().get(message).execute().try_next().await;
-        let found = found.map_err(|error| format!("the kernel has no route to the destination ({error})"))?;
-        let found = found.ok_or_else(|| "the kernel has no route to the destination".to_owned())?;
-        self.read_route(destination, &found)
+        let found = match found {
+            Ok(Some(found)) => found,
+            Err(error @ rtnetlink::Error::NetlinkError(_)) => {
+                return Err(Unrouted::Refused(format!(
+                    "the kernel has no route to the destination ({error})"
+                )));
+            }
+            // The kernel answers with a route or an error: anything else means that it was not asked.
+            Ok(None) | Err(_) => return Err(Unrouted::Unanswered),
+        };
+        self.read_route(destination, &found).map_err(Unrouted::Refused)
     }
 
     fn read_route(&self, destination: IpAddr, message: &RouteMessage) -> Result<Route, String> {
