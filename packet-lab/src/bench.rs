@@ -92,6 +92,8 @@ pub struct Options {
     pub payload_bytes: usize,
     /// Whether packets are IPv6's.
     pub ipv6: bool,
+    /// Whether tokens travel with header protection.
+    pub header_protection: bool,
     /// Packets of each path in each round, 1 to [`MOST_PACKETS`].
     pub packets: u32,
     /// Rounds, interleaved.
@@ -103,6 +105,7 @@ pub struct Options {
 pub(crate) enum Path {
     Hot,
     Uplink,
+    DownlinkHot,
     Downlink,
     Unrelated,
     UnknownSession,
@@ -114,9 +117,10 @@ pub(crate) enum Path {
 
 impl Path {
     /// In the order of a round: `Replayed` repeats the packets of `Uplink`, when others have had the caches since.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Hot,
         Self::Uplink,
+        Self::DownlinkHot,
         Self::Downlink,
         Self::Unrelated,
         Self::UnknownSession,
@@ -130,6 +134,7 @@ impl Path {
         match self {
             Self::Hot => "relayed_hot",
             Self::Uplink => "relayed_uplink",
+            Self::DownlinkHot => "downlink_hot",
             Self::Downlink => "relayed_downlink",
             Self::Unrelated
             | Self::UnknownSession
@@ -144,6 +149,7 @@ impl Path {
         match self {
             Self::Hot => "relayed uplink, one user",
             Self::Uplink => "relayed uplink, users at random",
+            Self::DownlinkHot => "relayed downlink, one user",
             Self::Downlink => "relayed downlink, users at random",
             Self::Unrelated => "passed: not for the relay",
             Self::UnknownSession => "dropped: no user has this handle",
@@ -156,7 +162,7 @@ impl Path {
 
     const fn counter(self) -> (Direction, Reason) {
         let reason = match self {
-            Self::Downlink => return (Direction::Downlink, Reason::Relayed),
+            Self::Downlink | Self::DownlinkHot => return (Direction::Downlink, Reason::Relayed),
             Self::Hot | Self::Uplink => Reason::Relayed,
             Self::Unrelated => Reason::Unrelated,
             Self::UnknownSession => Reason::UnknownSession,
@@ -172,7 +178,7 @@ impl Path {
     const fn limit(self, user: layout::User) -> layout::User {
         match self {
             Self::Expired => layout::User { expires_ns: 0, ..user },
-            Self::RateLimited => layout::User { burst_ns: 0, ..user },
+            Self::RateLimited => layout::User { burst: 0, ..user },
             _ => user,
         }
     }
@@ -206,6 +212,7 @@ pub fn run(options: Options, progress: &mut dyn FnMut(usize, usize)) -> Result<R
         users: options.users,
         payload_bytes: options.payload_bytes,
         ipv6: options.ipv6,
+        header_protection: options.header_protection,
         rounds: options.rounds,
         packets: options.packets,
         size: bench.size()?,
@@ -323,7 +330,7 @@ impl Bench {
         let mut targets = ProgramArray::try_from(take(TARGETS)?)?;
         targets.set(TO_RELAY, relay.loaded().program().map_err(BackendError::from)?.fd()?, 0)?;
         targets.set(TO_FLOOR, program(&mut lab, FLOOR_PROGRAM)?.fd()?, 0)?;
-        let users = relay.maps().users().iter().filter_map(|entry| entry.get(&HostMemory));
+        let users = relay.maps().slots().iter().filter_map(|slot| slot.user.get(&HostMemory));
         Ok(Self {
             users: users.collect(),
             events: relay.loaded().maps.take_events(),
@@ -370,8 +377,8 @@ impl Bench {
 
     /// Fills the ring with packets that take this path, and has the users as they must be for it.
     fn prepare(&mut self, path: Path) -> Result<(), BenchError> {
-        for (entry, user) in self.relay.maps().users().iter().zip(&self.users) {
-            entry.write_fields(&HostMemory, &path.limit(*user));
+        for (slot, user) in self.relay.maps().slots().iter().zip(&self.users) {
+            slot.user.write_fields(&HostMemory, &path.limit(*user));
         }
         // As the control process does, or the ring of events fills up and the program saves the work of writing them.
         if let Some(events) = &mut self.events {

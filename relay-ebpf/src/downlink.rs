@@ -2,7 +2,7 @@
 
 use crate::{
     admission::Client,
-    layout::{MAX_LISTENERS, Settings},
+    layout::{MAX_LISTENERS, Settings, SlotEntry},
     platform::Platform,
     translate::{Envelope, Packet},
     verdict::Reason,
@@ -57,10 +57,8 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     if slot >= settings.max_users {
         return Err(unsolicited);
     }
-    let entry = platform.user(slot).ok_or(unsolicited)?;
-    let state = platform.state(slot).ok_or(unsolicited)?;
+    let SlotEntry { user: entry, state } = platform.slot(slot).ok_or(unsolicited)?;
     platform.touch(&state.client_guard);
-    platform.touch(&state.downlink_packets);
     let user = entry.get(platform).ok_or(unsolicited)?;
     let destination = platform.destination(user.destination).ok_or(unsolicited)?;
     if destination.endpoint(platform) != (packet.ip.source(), packet.udp.source) {

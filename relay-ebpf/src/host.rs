@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::{boxed::Box, vec::Vec};
 
 use crate::{
-    layout::{BLOCKED, Control, DestinationEntry, PrefixKey, Settings, StateEntry, UserEntry},
+    layout::{BLOCKED, Control, DestinationEntry, PrefixKey, Settings, SlotEntry},
     platform::{Memory, Platform},
     wire::{Address, Frame, Word},
 };
@@ -17,10 +17,8 @@ use crate::{
 pub struct Host {
     /// Load-time settings. `max_users` and `max_destinations` size the maps at creation.
     pub settings: Settings,
-    /// By slot.
-    pub users: Box<[UserEntry]>,
-    /// By slot.
-    pub states: Box<[StateEntry]>,
+    /// Users and their states, by slot.
+    pub slots: Box<[SlotEntry]>,
     /// By index.
     pub destinations: Box<[DestinationEntry]>,
     /// The clock and the blocklist's generation.
@@ -35,8 +33,7 @@ impl Host {
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
-            users: (0..settings.max_users).map(|_| UserEntry::default()).collect(),
-            states: (0..settings.max_users).map(|_| StateEntry::default()).collect(),
+            slots: (0..settings.max_users).map(|_| SlotEntry::default()).collect(),
             destinations: (0..settings.max_destinations)
                 .map(|_| DestinationEntry::default())
                 .collect(),
@@ -55,12 +52,8 @@ impl Platform for Host {
         self.control.lab_now_ns.load(Ordering::Relaxed)
     }
 
-    fn user(&self, slot: u32) -> Option<&UserEntry> {
-        self.users.get(slot as usize)
-    }
-
-    fn state(&self, slot: u32) -> Option<&StateEntry> {
-        self.states.get(slot as usize)
+    fn slot(&self, slot: u32) -> Option<&SlotEntry> {
+        self.slots.get(slot as usize)
     }
 
     fn destination(&self, index: u32) -> Option<&DestinationEntry> {

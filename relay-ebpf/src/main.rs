@@ -31,8 +31,7 @@ use aya_ebpf::{
 use relay_ebpf::{
     Outcome,
     layout::{
-        BLOCKED, Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, Settings, StateEntry,
-        UserEntry,
+        BLOCKED, Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, Settings, SlotEntry,
     },
     platform::{Memory, Platform, TRIES},
     process,
@@ -74,9 +73,7 @@ static SETTINGS: Settings = Settings {
 };
 
 #[map(name = "user_map")]
-static USERS: Array<UserEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
-#[map(name = "rate_limit_map")]
-static STATES: Array<StateEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
+static USERS: Array<SlotEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
 #[map(name = "dest_map")]
 static DESTINATIONS: Array<DestinationEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
 #[map(name = "control")]
@@ -291,13 +288,8 @@ impl Platform for Kernel {
     }
 
     #[inline(always)]
-    fn user(&self, slot: u32) -> Option<&UserEntry> {
+    fn slot(&self, slot: u32) -> Option<&SlotEntry> {
         USERS.get(slot)
-    }
-
-    #[inline(always)]
-    fn state(&self, slot: u32) -> Option<&StateEntry> {
-        STATES.get(slot)
     }
 
     #[inline(always)]

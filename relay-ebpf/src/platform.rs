@@ -4,7 +4,7 @@
 use core::sync::atomic::AtomicU64;
 
 use crate::{
-    layout::{DestinationEntry, Settings, StateEntry, UserEntry},
+    layout::{DestinationEntry, Settings, SlotEntry},
     wire::Address,
 };
 
@@ -49,11 +49,8 @@ pub trait Platform: Memory {
     /// Nanoseconds on the program's clock.
     fn now_ns(&self) -> u64;
 
-    /// The user's entry, `None` past the end of the map.
-    fn user(&self, slot: u32) -> Option<&UserEntry>;
-
-    /// The user's state, `None` past the end of the map.
-    fn state(&self, slot: u32) -> Option<&StateEntry>;
+    /// A slot: its user and what is kept of it, `None` past the end of the map.
+    fn slot(&self, slot: u32) -> Option<&SlotEntry>;
 
     /// A destination, `None` past the end of the map.
     fn destination(&self, index: u32) -> Option<&DestinationEntry>;

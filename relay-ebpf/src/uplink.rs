@@ -2,7 +2,7 @@
 
 use crate::{
     admission::{self, Client},
-    layout::{Listener, MAX_EGRESS, Settings, User},
+    layout::{Listener, MAX_EGRESS, Settings, SlotEntry, User},
     platform::Platform,
     token::{self, TOKEN_BYTES, Token},
     translate::{Envelope, Packet},
@@ -56,8 +56,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     if slot >= settings.max_users {
         return Err(Reason::UnknownSession);
     }
-    let entry = platform.user(slot).ok_or(Reason::UnknownSession)?;
-    let state = platform.state(slot).ok_or(Reason::UnknownSession)?;
+    let SlotEntry { user: entry, state } = platform.slot(slot).ok_or(Reason::UnknownSession)?;
     if !entry.has_handle(platform, token.salt()) {
         return Err(Reason::UnknownSession);
     }
@@ -91,7 +90,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     if moved && generation != 0 && platform.is_blocked(client.address) {
         return Err(Reason::BlockedSource);
     }
-    if !admission::spend(platform, state, user.interval_ns, user.burst_ns, now_ns) {
+    if !admission::spend(platform, state, user.interval_ns, user.burst, now_ns) {
         return Err(Reason::RateLimited);
     }
     if moved && admitted.newest {

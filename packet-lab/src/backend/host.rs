@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use lumenlink_relay::datapath::blocklist;
 use relay_ebpf::{
     host::{Host, HostFrame},
-    layout::{Control, DestinationEntry, PrefixKey, StateEntry, UserEntry},
+    layout::{Control, DestinationEntry, PrefixKey, SlotEntry},
     verdict::{Direction, Reason},
     wire::Address,
 };
@@ -44,12 +44,8 @@ impl HostBackend {
 }
 
 impl Tables for HostBackend {
-    fn users(&self) -> &[UserEntry] {
-        &self.host.users
-    }
-
-    fn states(&self) -> &[StateEntry] {
-        &self.host.states
+    fn slots(&self) -> &[SlotEntry] {
+        &self.host.slots
     }
 
     fn destinations(&self) -> &[DestinationEntry] {

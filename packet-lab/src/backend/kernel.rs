@@ -14,7 +14,7 @@ use lumenlink_relay::datapath::{
     program::{LoadOptions, Loaded},
 };
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, StateEntry, UserEntry},
+    layout::{Control, DestinationEntry, SlotEntry},
     verdict::{Direction, Reason},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -157,12 +157,8 @@ pub(super) fn missing(needed: &[(&'static str, u32)]) -> Vec<&'static str> {
 }
 
 impl Tables for KernelBackend {
-    fn users(&self) -> &[UserEntry] {
-        self.loaded.maps.users()
-    }
-
-    fn states(&self) -> &[StateEntry] {
-        self.loaded.maps.states()
+    fn slots(&self) -> &[SlotEntry] {
+        self.loaded.maps.slots()
     }
 
     fn destinations(&self) -> &[DestinationEntry] {

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, sync::atomic::Ordering};
 use relay_ebpf::{
     admission,
     host::HostMemory,
-    layout::{self, Control, DestinationEntry, Listener, REPLAY_WINDOW, Settings, StateEntry, UserEntry},
+    layout::{self, Control, DestinationEntry, Listener, REPLAY_WINDOW, Settings, SlotEntry, StateEntry},
     token,
     wire::{Address, Be16, Mac},
 };
@@ -17,8 +17,7 @@ const PACKET_NUMBERS_PER_WORD: u64 = 32;
 
 /// The maps as slices of entries.
 pub(super) trait Tables {
-    fn users(&self) -> &[UserEntry];
-    fn states(&self) -> &[StateEntry];
+    fn slots(&self) -> &[SlotEntry];
     fn destinations(&self) -> &[DestinationEntry];
     fn control(&self) -> &Control;
 }
@@ -97,7 +96,7 @@ pub(super) fn populate<T: Tables>(tables: &T, world: &World) -> Result<(), Backe
 
 /// Publishes a user the way the relay does: handle cleared first and written last, state zeroed.
 pub(super) fn publish<T: Tables>(tables: &T, world: &World, user: &User) -> Result<(), BackendError> {
-    let (entry, state) = slot(tables, user.slot)?;
+    let SlotEntry { user: entry, state } = slot(tables, user.slot)?;
     let ports = u32::from(world.egress_ports);
     let interval_ns = (1_000_000_000 / user.rate.max(1)).max(1);
     entry.clear(&HostMemory);
@@ -106,7 +105,7 @@ pub(super) fn publish<T: Tables>(tables: &T, world: &World, user: &User) -> Resu
         key: token::key(&user.key),
         expires_ns: user.expires_ns.unwrap_or(u64::MAX),
         interval_ns,
-        burst_ns: u64::from(user.burst) * u64::from(interval_ns),
+        burst: user.burst,
         destination: destination(world, user.to)? as u32,
         egress: (user.slot / ports) as u16,
         egress_port: Be16::new(world.first_egress_port + (user.slot % ports) as u16),
@@ -117,14 +116,9 @@ pub(super) fn publish<T: Tables>(tables: &T, world: &World, user: &User) -> Resu
     Ok(())
 }
 
-fn slot<T: Tables>(tables: &T, slot: u32) -> Result<(&UserEntry, &StateEntry), BackendError> {
-    let index = slot as usize;
+fn slot<T: Tables>(tables: &T, slot: u32) -> Result<&SlotEntry, BackendError> {
     let missing = || BackendError::World(format!("the world has no slot {slot}: raise max_users"));
-    tables
-        .users()
-        .get(index)
-        .zip(tables.states().get(index))
-        .ok_or_else(missing)
+    tables.slots().get(slot as usize).ok_or_else(missing)
 }
 
 fn destination(world: &World, to: SocketAddr) -> Result<usize, BackendError> {
@@ -137,7 +131,7 @@ fn destination(world: &World, to: SocketAddr) -> Result<usize, BackendError> {
 }
 
 pub(super) fn remove<T: Tables>(tables: &T, slot: u32) {
-    tables.users()[slot as usize].clear(&HostMemory);
+    tables.slots()[slot as usize].user.clear(&HostMemory);
 }
 
 pub(super) fn set_next_hop<T: Tables>(
@@ -167,7 +161,7 @@ pub(super) fn renew_block_generation(control: &Control, is_empty: bool, last: &m
 
 /// What is kept of a user.
 pub(super) fn user_state<T: Tables>(tables: &T, world: &World, slot: u32) -> UserState {
-    let state = &tables.states()[slot as usize];
+    let state = &tables.slots()[slot as usize].state;
     let read = |word: &std::sync::atomic::AtomicU64| word.load(Ordering::Acquire);
     let newest = read(&state.newest);
     let client = admission::Client::load(&HostMemory, state).map(|client| Client {

@@ -64,7 +64,7 @@ impl Frames {
     /// Length of the frames of a path.
     pub(super) const fn bytes(&self, path: Path) -> usize {
         match path {
-            Path::Downlink => self.downlink_bytes(),
+            Path::Downlink | Path::DownlinkHot => self.downlink_bytes(),
             _ => self.uplink_bytes(),
         }
     }
@@ -85,6 +85,7 @@ impl Frames {
         match path {
             Path::Hot => self.uplink(self.options.users, |_| {}),
             Path::Uplink | Path::Replayed | Path::Expired | Path::RateLimited => self.uplink(slot, |_| {}),
+            Path::DownlinkHot => self.downlink(self.options.users),
             Path::Downlink => self.downlink(slot),
             Path::UnknownSession => self.uplink(slot, |grant| grant.salt ^= 1),
             Path::BadToken => self.uplink(slot, |grant| grant.key[0] ^= 1),
@@ -142,7 +143,7 @@ fn world(options: Options) -> World {
     world.listeners = vec![address(listener)];
     world.egress = egress.map(address).to_vec();
     world.egress_ports = EGRESS_PORTS;
-    world.header_key = Some([0xf0; 16]);
+    world.header_key = options.header_protection.then_some([0xf0; 16]);
     world.max_users = options.users + 1;
     let shared = DESTINATIONS.min(options.users);
     world.destinations = (0..shared).map(|index| destination(index, options.ipv6)).collect();

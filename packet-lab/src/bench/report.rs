@@ -53,6 +53,8 @@ pub struct Report {
     pub payload_bytes: usize,
     /// Whether packets were IPv6's.
     pub ipv6: bool,
+    /// Whether tokens travelled with header protection.
+    pub header_protection: bool,
     /// Rounds.
     pub rounds: usize,
     /// Packets of each path in each round.
@@ -136,6 +138,7 @@ impl Report {
                 ("--users", report.users.to_string()),
                 ("--size", report.payload_bytes.to_string()),
                 ("--ipv6", report.ipv6.to_string()),
+                ("--no-header-protection", (!report.header_protection).to_string()),
             ]
         };
         for ((what, base), (_, now)) in options(base).into_iter().zip(options(self)) {
@@ -185,6 +188,7 @@ mod tests {
             users: 1,
             payload_bytes: 64,
             ipv6: false,
+            header_protection: true,
             rounds: 1,
             packets: 1,
             size: Size {

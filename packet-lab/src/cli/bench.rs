@@ -32,6 +32,9 @@ pub struct Args {
     /// Measure IPv6, not IPv4
     #[arg(long)]
     ipv6: bool,
+    /// Measure a listener without header protection
+    #[arg(long)]
+    no_header_protection: bool,
     /// Packets of each path in each round
     #[arg(long, value_name = "N", default_value_t = MOST_PACKETS, value_parser = value_parser!(u32).range(1..=i64::from(MOST_PACKETS)))]
     packets: u32,
@@ -76,6 +79,7 @@ pub fn execute(args: &Args) -> Ended {
         users: args.users,
         payload_bytes: args.size as usize,
         ipv6: args.ipv6,
+        header_protection: !args.no_header_protection,
         packets: args.packets,
         rounds: args.rounds as usize,
     };
@@ -146,12 +150,13 @@ fn describe(report: &Report) -> String {
     let table = table.to_string();
     let rows: Vec<&str> = table.lines().map(str::trim_end).collect();
     format!(
-        "{}\n\n{} users, {} bytes of payload, IPv{}, header protection; {} packets of each path in each of {} rounds; \
-         Linux {}\nprogram: {} instructions verified, {} bytes of machine code; maps: {:.1} MiB",
+        "{}\n\n{} users, {} bytes of payload, IPv{}, {} header protection; {} packets of each path in each of {} \
+         rounds; Linux {}\nprogram: {} instructions verified, {} bytes of machine code; maps: {:.1} MiB",
         rows.join("\n"),
         report.users,
         report.payload_bytes,
         if report.ipv6 { 6 } else { 4 },
+        if report.header_protection { "with" } else { "without" },
         report.packets,
         report.rounds,
         report.kernel,

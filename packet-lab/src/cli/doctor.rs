@@ -208,6 +208,7 @@ fn benches() -> Finding {
         users: 1,
         payload_bytes: 64,
         ipv6: false,
+        header_protection: true,
         packets: 1,
         rounds: 1,
     };

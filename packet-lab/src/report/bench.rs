@@ -292,6 +292,7 @@ mod tests {
             users: 1_000,
             payload_bytes: 64,
             ipv6: false,
+            header_protection: true,
             rounds: 8,
             packets: 512,
             size: Size {

@@ -24,12 +24,13 @@ fn every_path_is_the_one_that_its_row_is_named_for(#[values(false, true)] ipv6: 
         users: 1_000,
         payload_bytes: 64,
         ipv6,
+        header_protection: true,
         packets: 2_048,
         rounds: 1,
     };
     let mut steps = Vec::new();
     let report = run(options, &mut |done, all| steps.push((done, all))).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(steps.last(), Some(&(9, 9)));
+    assert_eq!(steps.last(), Some(&(10, 10)));
     let rejections = [
         Reason::Unrelated,
         Reason::UnknownSession,
@@ -38,17 +39,16 @@ fn every_path_is_the_one_that_its_row_is_named_for(#[values(false, true)] ipv6: 
         Reason::Replayed,
         Reason::RateLimited,
     ];
-    let relayed = ["floor", "relayed_hot", "relayed_uplink", "relayed_downlink"];
+    let relayed = ["floor", "relayed_hot", "relayed_uplink", "downlink_hot", "relayed_downlink"];
     let expected: Vec<&str> = relayed.into_iter().chain(rejections.map(Reason::name)).collect();
     let paths: Vec<&str> = report.rows.iter().map(|row| row.path.as_str()).collect();
     assert_eq!(paths, expected);
     for row in &report.rows {
         assert!(row.ns.is_finite() && row.ratio.is_finite(), "{row:?}");
     }
-    let slots = 64 + 384;
     assert!(report.size.verified_instructions > 0 && report.size.jited_bytes > 0);
     assert!(
-        report.size.map_bytes > slots * u64::from(options.users),
+        report.size.map_bytes > 512 * u64::from(options.users),
         "maps of {} bytes have no room for {} users",
         report.size.map_bytes,
         options.users
@@ -86,6 +86,7 @@ fn what_does_not_vary_is_what_it_was() {
             users,
             payload_bytes: 64,
             ipv6,
+            header_protection: true,
             packets: 1,
             rounds: 1,
         };
@@ -155,6 +156,7 @@ fn no_path_takes_more_than_its_multiple_of_the_floor() {
             users: 1_000,
             payload_bytes: 64,
             ipv6: false,
+            header_protection: true,
             packets: 8_192,
             rounds: 8,
         };
@@ -181,6 +183,7 @@ fn a_path_beyond_its_multiple_is_too_slow() {
         users: 100,
         payload_bytes: 64,
         ipv6: false,
+        header_protection: true,
         packets: 512,
         rounds: 1,
     };
@@ -202,6 +205,7 @@ fn every_timed_packet_is_in_the_latency_histogram() {
         users: 100,
         payload_bytes: 64,
         ipv6: false,
+        header_protection: true,
         packets: 1_024,
         rounds: 1,
     };

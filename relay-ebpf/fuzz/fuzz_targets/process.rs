@@ -16,7 +16,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use relay_ebpf::{
     host::{Host, HostFrame, HostMemory},
-    layout::{Listener, NextHop, PrefixKey, Settings, User},
+    layout::{Listener, NextHop, PrefixKey, Settings, SlotEntry, User},
     token,
     verdict::{Direction, Reason, Verdict},
     wire::{Address, Be16, Mac},
@@ -247,15 +247,15 @@ impl Relay {
             key: token::key(&key(user)),
             expires_ns: lasts_us.map_or(u64::MAX, |us| self.now_ns() + 1_000 * u64::from(us)),
             interval_ns,
-            burst_ns: 8 * u64::from(interval_ns),
+            burst: 8,
             destination: user.into(),
             egress: 0,
             egress_port: Be16::new(FIRST_EGRESS_PORT + u16::from(user)),
         };
-        let entry = &self.host.users[usize::from(user)];
+        let SlotEntry { user: entry, state } = &self.host.slots[usize::from(user)];
         entry.clear(&HostMemory);
         entry.write_fields(&HostMemory, &fields);
-        self.host.states[usize::from(user)].clear(&HostMemory);
+        state.clear(&HostMemory);
         entry.publish(&HostMemory, fields.salt);
         self.present.insert(user);
         // The same grant again, as after a restart: numbers that were used are new.
@@ -388,7 +388,7 @@ fuzz_target!(|input: Input| {
             Event::Publish { user, lasts_us } => relay.publish(user % USERS, *lasts_us),
             Event::Remove(user) => {
                 let user = user % USERS;
-                relay.host.users[usize::from(user)].clear(&HostMemory);
+                relay.host.slots[usize::from(user)].user.clear(&HostMemory);
                 relay.present.remove(&user);
             }
             Event::NextHop { user, mtu } => relay.next_hop(user % USERS, *mtu),

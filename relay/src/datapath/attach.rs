@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    maps::MapData,
+    maps::{MapData, MapError},
     programs::{
         ProgramError, Xdp, XdpMode as AyaMode,
         links::{FdLink, LinkError, PinnedLink},
@@ -162,6 +162,17 @@ impl Pins {
             dir: self.dir.clone(),
             found,
         };
+        let stale = |found: String| AttachError::StalePins {
+            dir: self.dir.clone(),
+            found,
+        };
+        // First, since another layout may have other maps.
+        if found.iter().any(|name| name == map::LAYOUT) {
+            let layout = self.layout().map_err(|error| foreign(error.to_string()))?;
+            if layout != LAYOUT_VERSION {
+                return Err(stale(format!("layout {layout}, this build has {LAYOUT_VERSION}")));
+            }
+        }
         if let Some(name) = found
             .iter()
             .find(|name| *name != LINK && !PINNED_MAPS.contains(&name.as_str()))
@@ -171,27 +182,21 @@ impl Pins {
         if found.iter().any(|name| name == LINK) {
             self.check_link(interface).map_err(foreign)?;
         }
-        let stale = |found: String| AttachError::StalePins {
-            dir: self.dir.clone(),
-            found,
-        };
         for name in found.iter().filter(|name| *name != LINK) {
             let data = MapData::from_pin(self.dir.join(name)).map_err(|error| foreign(error.to_string()))?;
             let info = data.info().map_err(|error| foreign(error.to_string()))?;
-            let sized = [map::USERS, map::STATES, map::DESTINATIONS].contains(&name.as_str());
+            let sized = [map::USERS, map::DESTINATIONS].contains(&name.as_str());
             if sized && info.max_entries() != max_users {
                 return Err(stale(format!("max_users was {}, is {max_users}", info.max_entries())));
             }
-            if name == map::LAYOUT {
-                let layout = aya::maps::Array::<_, u32>::try_from(aya::maps::Map::Array(data))
-                    .and_then(|layout| layout.get(&0, 0))
-                    .map_err(|error| foreign(error.to_string()))?;
-                if layout != LAYOUT_VERSION {
-                    return Err(stale(format!("layout {layout}, this build has {LAYOUT_VERSION}")));
-                }
-            }
         }
         Ok(())
+    }
+
+    /// The layout that the pinned maps have.
+    fn layout(&self) -> Result<u32, MapError> {
+        let data = MapData::from_pin(self.dir.join(map::LAYOUT))?;
+        aya::maps::Array::<_, u32>::try_from(aya::maps::Map::Array(data))?.get(&0, 0)
     }
 
     /// Whether the pinned link is on this interface, or on one that is gone; says what it is otherwise.

@@ -7,7 +7,7 @@ use aya::{
     maps::{Array, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, LATENCY_BUCKETS, LAYOUT_VERSION, Latency, StateEntry, UserEntry, map},
+    layout::{Control, DestinationEntry, LATENCY_BUCKETS, LAYOUT_VERSION, Latency, SlotEntry, map},
     verdict::{Direction, Reason},
     wire::Address,
 };
@@ -53,8 +53,7 @@ type LatencyWords = [u64; 2 + LATENCY_BUCKETS];
 
 /// The maps of one loaded program. Entries of users, states and destinations are plain memory shared with it.
 pub struct Maps {
-    users: Mapped<UserEntry>,
-    states: Mapped<StateEntry>,
+    slots: Mapped<SlotEntry>,
     destinations: Mapped<DestinationEntry>,
     control: Mapped<Control>,
     counters: PerCpuArray<MapData, [u64; 2]>,
@@ -85,8 +84,7 @@ impl Maps {
         Ok(Self {
             ids,
             _layout: layout,
-            users: mapped(ebpf, map::USERS, max_users)?,
-            states: mapped(ebpf, map::STATES, max_users)?,
+            slots: mapped(ebpf, map::USERS, max_users)?,
             destinations: mapped(ebpf, map::DESTINATIONS, max_destinations)?,
             control: mapped(ebpf, map::CONTROL, 1)?,
             counters: typed(ebpf, map::COUNTERS)?,
@@ -118,16 +116,10 @@ impl Maps {
         Ok(())
     }
 
-    /// Users, by slot.
+    /// Users and their states, by slot.
     #[must_use]
-    pub fn users(&self) -> &[UserEntry] {
-        &self.users
-    }
-
-    /// Users' states, by slot.
-    #[must_use]
-    pub fn states(&self) -> &[StateEntry] {
-        &self.states
+    pub fn slots(&self) -> &[SlotEntry] {
+        &self.slots
     }
 
     /// Destinations, by index.

@@ -28,7 +28,7 @@ use ipnet::IpNet;
 use relay_ebpf::{
     admission::Client,
     host::HostMemory,
-    layout::{Latency, Listener, NextHop, Settings},
+    layout::{Latency, Listener, NextHop, Settings, SlotEntry},
     platform::Memory as _,
     token,
     verdict::{Direction, Reason},
@@ -329,7 +329,7 @@ impl Datapath {
     #[must_use]
     pub fn user_state(&self, slot: u32) -> UserState {
         let inner = self.inner();
-        let Some(state) = inner.loaded.maps.states().get(slot as usize) else {
+        let Some(SlotEntry { state, .. }) = inner.loaded.maps.slots().get(slot as usize) else {
             return UserState::default();
         };
         let client = Client::load(&HostMemory, state);

@@ -18,9 +18,8 @@ use super::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/relay-xdp"));
 
 /// Every map that is pinned together with the program.
-pub const PINNED_MAPS: [&str; 9] = [
+pub const PINNED_MAPS: [&str; 8] = [
     map::USERS,
-    map::STATES,
     map::DESTINATIONS,
     map::CONTROL,
     map::BLOCKLIST,
@@ -110,7 +109,6 @@ impl Loaded {
         loader
             .override_global(layout::SETTINGS_GLOBAL, settings.as_bytes(), true)
             .map_max_entries(map::USERS, settings.max_users)
-            .map_max_entries(map::STATES, settings.max_users)
             .map_max_entries(map::DESTINATIONS, settings.max_destinations);
         if let Some(pins) = options.pins {
             for name in PINNED_MAPS {

@@ -11,7 +11,7 @@ use std::{
 
 use relay_ebpf::{
     host::HostMemory,
-    layout::{StateEntry, User, UserEntry},
+    layout::{SlotEntry, User},
     token,
     wire::{Address, Be16},
 };
@@ -74,14 +74,15 @@ impl Numbering {
         ((slot / self.ports) as u16, self.first_port + (slot % self.ports) as u16)
     }
 
-    /// The rate limit in the program's terms: nanoseconds a packet, and nanoseconds that may be spent at once. The
+    /// The rate limit in the program's terms: nanoseconds a packet, and packets that may be sent at once. The
     /// clock stands still for one tick, so at least one tick's worth of packets may come at once.
     #[must_use]
-    pub fn limit(&self, rate: u32, burst: u32) -> (u32, u64) {
+    pub fn limit(&self, rate: u32, burst: u32) -> (u32, u32) {
         let rate = u64::from(rate.max(1));
         let interval_ns = ((1_000_000_000 + rate / 2) / rate).max(1);
         let burst = u64::from(burst).max(self.tick_ns.div_ceil(interval_ns));
-        (u32::try_from(interval_ns).unwrap_or(u32::MAX), burst * interval_ns)
+        let clamped = |value| u32::try_from(value).unwrap_or(u32::MAX);
+        (clamped(interval_ns), clamped(burst))
     }
 }
 
@@ -174,7 +175,7 @@ impl Publisher {
         for user in users {
             self.check(maps, user)?;
         }
-        let mut wanted = vec![false; maps.users().len()];
+        let mut wanted = vec![false; maps.slots().len()];
         for user in users {
             wanted[user.slot as usize] = true;
         }
@@ -182,9 +183,9 @@ impl Publisher {
             users: users.len(),
             ..PublishReport::default()
         };
-        for (slot, entry) in maps.users().iter().enumerate() {
-            if !wanted[slot] && entry.get(&HostMemory).is_some() {
-                entry.clear(&HostMemory);
+        for (slot, SlotEntry { user, .. }) in maps.slots().iter().enumerate() {
+            if !wanted[slot] && user.get(&HostMemory).is_some() {
+                user.clear(&HostMemory);
                 self.release(slot as u32);
                 report.removed += 1;
             }
@@ -206,7 +207,7 @@ impl Publisher {
         for user in users {
             self.check(maps, user)?;
             let fields = self.fields(maps, user)?;
-            let entry = &maps.users()[user.slot as usize];
+            let entry = &maps.slots()[user.slot as usize].user;
             match entry.get(&HostMemory) {
                 Some(old) if old.salt == fields.salt && old.key == fields.key => {
                     entry.write_fields(&HostMemory, &fields);
@@ -224,8 +225,7 @@ impl Publisher {
             wait_for_packets_in_flight()?;
         }
         for (slot, fields) in &changing {
-            let (entry, state) = (&maps.users()[*slot as usize], &maps.states()[*slot as usize]);
-            write(entry, state, fields);
+            write(&maps.slots()[*slot as usize], fields);
         }
         Ok((changing.len(), kept))
     }
@@ -235,9 +235,9 @@ impl Publisher {
     /// # Errors
     /// [`PublishError::NoSlot`].
     pub fn remove(&mut self, maps: &Maps, slot: u32) -> Result<(), PublishError> {
-        let max_users = maps.users().len();
-        let entry = maps
-            .users()
+        let max_users = maps.slots().len();
+        let SlotEntry { user: entry, .. } = maps
+            .slots()
             .get(slot as usize)
             .ok_or(PublishError::NoSlot { slot, max_users })?;
         entry.clear(&HostMemory);
@@ -262,7 +262,7 @@ impl Publisher {
     }
 
     fn check(&self, maps: &Maps, user: &PublishedUser) -> Result<(), PublishError> {
-        let max_users = maps.users().len();
+        let max_users = maps.slots().len();
         if user.slot as usize >= max_users {
             return Err(PublishError::NoSlot {
                 slot: user.slot,
@@ -281,7 +281,7 @@ impl Publisher {
     }
 
     fn fields(&mut self, maps: &Maps, user: &PublishedUser) -> Result<User, PublishError> {
-        let (interval_ns, burst_ns) = self.numbering.limit(user.rate, user.burst);
+        let (interval_ns, burst) = self.numbering.limit(user.rate, user.burst);
         let (egress, egress_port) = self.numbering.egress(user.slot);
         let expires_ns = self.clock.expiry_ns(user.expires_at)?;
         let destination = self.hold(maps, user)?;
@@ -290,7 +290,7 @@ impl Publisher {
             key: token::key(&user.key),
             expires_ns,
             interval_ns,
-            burst_ns,
+            burst,
             destination,
             egress,
             egress_port: Be16::new(egress_port),
@@ -342,10 +342,10 @@ impl Publisher {
     }
 }
 
-fn write(entry: &UserEntry, state: &StateEntry, fields: &User) {
-    entry.write_fields(&HostMemory, fields);
+fn write(SlotEntry { user, state }: &SlotEntry, fields: &User) {
+    user.write_fields(&HostMemory, fields);
     state.clear(&HostMemory);
-    entry.publish(&HostMemory, fields.salt);
+    user.publish(&HostMemory, fields.salt);
 }
 
 /// Returns when every packet that was in the program when this was called is through it: the global barrier is
