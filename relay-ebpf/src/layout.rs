@@ -55,8 +55,8 @@ pub const BLOCKED: u32 = 1;
 pub const SPARED: u32 = 0;
 /// Packet numbers that the replay window tolerates out of order, the newest among them.
 pub const REPLAY_WINDOW: u64 = 512;
-/// Words of the replay window: twice what the window spans, so that its edge is exact (see `admission`).
-pub const WINDOW_WORDS: usize = 32;
+/// Words of the replay window, of 32 packet numbers each (see `admission`).
+pub const WINDOW_WORDS: usize = 16;
 /// Buckets of the latency histogram: bucket `i` counts times below `2^i` ns and not below `2^(i-1)` ns.
 pub const LATENCY_BUCKETS: usize = 24;
 /// Bytes of a dropped packet that an event carries at most.
@@ -159,10 +159,9 @@ pub struct User {
 }
 
 /// One slot of `user_map`: the user, and right behind it what the program keeps of it, so that both are on one page and
-/// a packet whose slot is in no cache waits for one address translation, not two. Seven cache lines, padded to eight so
-/// that no slot lies on two pages.
+/// a packet whose slot is in no cache waits for one address translation, not two. Four cache lines.
 #[derive(Debug, Default)]
-#[repr(C, align(512))]
+#[repr(C, align(256))]
 pub struct SlotEntry {
     /// The user; written by the control process.
     pub user: UserEntry,
@@ -272,8 +271,7 @@ pub struct StateEntry {
     pub uplink_packets: AtomicU64,
     /// Bytes of the UDP payloads relayed uplink, tokens not counted.
     pub uplink_bytes: AtomicU64,
-    /// The replay window: each word holds a generation in its upper half and 32 packet numbers of that generation as
-    /// bits (see `admission`).
+    /// The replay window (see `admission`).
     pub window: [AtomicU64; WINDOW_WORDS],
 }
 
@@ -419,11 +417,11 @@ const _: () = {
     assert!(size_of::<Listener>() == 40);
     assert!(size_of::<Settings>() == 72 + 40 * MAX_LISTENERS + 32 * MAX_EGRESS);
     assert!(size_of::<Control>() == 16);
-    assert!(size_of::<SlotEntry>() == 512);
+    assert!(size_of::<SlotEntry>() == 256);
     assert!(offset_of!(SlotEntry, state.tat_ns) == 64 && offset_of!(SlotEntry, state.window) == 128);
     assert!(size_of::<DestinationEntry>() == 64);
     assert!(size_of::<PrefixKey>() == 20);
     assert!(size_of::<Latency>() == 16 + 8 * LATENCY_BUCKETS);
     assert!(size_of::<DropEvent>() == 16 + EVENT_BYTES);
-    assert!(WINDOW_WORDS * 32 >= 2 * REPLAY_WINDOW as usize);
+    assert!(WINDOW_WORDS * 32 == REPLAY_WINDOW as usize);
 };

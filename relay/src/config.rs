@@ -88,7 +88,7 @@ pub const BURSTS: std::ops::RangeInclusive<u32> = 1..=1_000_000;
 
 const DEFAULT_PORT: u16 = 4500;
 const DEFAULT_MAX_USERS: u32 = 100_000;
-/// Slots that the maps can be made for: 512 bytes each.
+/// Slots that the maps can be made for: 256 bytes each.
 const MAX_USERS: u32 = 16_000_000;
 
 /// The environment variable of a key: `RELAY_XDP_MODE` for `xdp.mode`.

@@ -13,8 +13,6 @@ use relay_ebpf::{
 use super::{BackendError, Client, Traffic, UserState};
 use crate::world::{NextHop, User, World};
 
-const PACKET_NUMBERS_PER_WORD: u64 = 32;
-
 /// The maps as slices of entries.
 pub(super) trait Tables {
     fn slots(&self) -> &[SlotEntry];
@@ -193,10 +191,7 @@ fn accepted(state: &StateEntry, newest: u64) -> Vec<RangeInclusive<u64>> {
         return ranges;
     }
     for pn in newest.saturating_sub(REPLAY_WINDOW - 1)..=newest {
-        let words = state.window.len() as u64;
-        let word = state.window[(pn / PACKET_NUMBERS_PER_WORD % words) as usize].load(Ordering::Acquire);
-        let generation = (pn / (PACKET_NUMBERS_PER_WORD * words)) as u32;
-        let seen = (word >> 32) as u32 == generation && word >> (pn % PACKET_NUMBERS_PER_WORD) & 1 == 1;
+        let seen = admission::has_accepted(&HostMemory, state, pn);
         match ranges.last_mut() {
             Some(last) if seen && last.end() + 1 == pn => *last = *last.start()..=pn,
             _ if seen => ranges.push(pn..=pn),

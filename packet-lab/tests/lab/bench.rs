@@ -48,7 +48,7 @@ fn every_path_is_the_one_that_its_row_is_named_for(#[values(false, true)] ipv6: 
     }
     assert!(report.size.verified_instructions > 0 && report.size.jited_bytes > 0);
     assert!(
-        report.size.map_bytes > 512 * u64::from(options.users),
+        report.size.map_bytes > 256 * u64::from(options.users),
         "maps of {} bytes have no room for {} users",
         report.size.map_bytes,
         options.users
