@@ -65,7 +65,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         return Err(unsolicited);
     }
     let client = Client::load(platform, state).ok_or(unsolicited)?;
-    if !entry.has_handle(platform, user.salt) || client.address.is_v4() != packet.ip.source().is_v4() {
+    if !entry.has_handle(platform, user.salt) {
         return Err(unsolicited);
     }
     let listener = &settings.listeners[client.listener as usize % MAX_LISTENERS];
@@ -91,10 +91,10 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         strip: 0,
         stripped: Change::default(),
     };
-    if envelope.total_bytes::<I>() > settings.mtu as usize {
+    if envelope.total_bytes() > settings.mtu as usize {
         return Err(Reason::TooBig);
     }
-    envelope.apply(frame, packet).ok_or(Reason::Truncated)?;
+    envelope.apply(frame, packet)?;
     platform.add(&state.downlink_packets, 1);
     platform.add(&state.downlink_bytes, payload as u64);
     Ok(Reason::Relayed)

@@ -147,11 +147,15 @@ impl Frame for HostFrame {
         Some(())
     }
 
-    fn strip(&mut self, bytes: usize) -> Option<()> {
-        if bytes + crate::wire::ethernet::HEADER_BYTES > self.0.len() {
+    fn move_start(&mut self, bytes: isize) -> Option<()> {
+        let Ok(removed) = usize::try_from(bytes) else {
+            self.0.splice(..0, core::iter::repeat_n(0, bytes.unsigned_abs()));
+            return Some(());
+        };
+        if removed + crate::wire::ethernet::HEADER_BYTES > self.0.len() {
             return None;
         }
-        self.0.drain(..bytes);
+        self.0.drain(..removed);
         Some(())
     }
 }

@@ -422,7 +422,7 @@ impl Frame for PacketFrame<'_> {
     }
 
     #[inline(always)]
-    fn strip(&mut self, bytes: usize) -> Option<()> {
+    fn move_start(&mut self, bytes: isize) -> Option<()> {
         // SAFETY: the context is the program's own. All pointers into the packet are derived anew afterwards.
         let result = unsafe { bpf_xdp_adjust_head(self.ctx.ctx, bytes as i32) };
         (result == 0).then_some(())

@@ -1,11 +1,17 @@
-//! The rewriting that both paths share: new addresses and ports, without the token, out of the same interface.
+//! The rewriting that both paths share: new addresses and ports, perhaps of the other family, without the token, out of
+//! the same interface.
 
-use crate::wire::{
-    Be16, Frame, Mac,
-    checksum::Change,
-    ethernet,
-    ip::{Ip, Rewrite},
-    udp::{self, Udp},
+use crate::{
+    verdict::Reason,
+    wire::{
+        Be16, Frame, Mac,
+        checksum::{self, Change},
+        ethernet,
+        ip::{Ip, Rewrite, Translated},
+        ipv4::Ipv4,
+        ipv6::Ipv6,
+        udp::{self, Udp},
+    },
 };
 
 /// A packet that was found to carry UDP.
@@ -69,25 +75,76 @@ pub struct Envelope {
 impl Envelope {
     /// Bytes of the IP packet in this envelope.
     #[inline(always)]
-    pub fn total_bytes<I: Ip>(&self) -> usize {
-        I::HEADER_BYTES + self.ip.transport_bytes as usize
+    pub fn total_bytes(&self) -> usize {
+        let header = if self.ip.destination.is_v4() {
+            Ipv4::HEADER_BYTES
+        } else {
+            Ipv6::HEADER_BYTES
+        };
+        header + self.ip.transport_bytes as usize
     }
 
-    /// Puts `packet` into this envelope. `None` if the frame could not be rewritten: then it must be dropped, since
-    /// part of it may be.
+    /// Puts `packet` into this envelope, of the destination's family.
+    ///
+    /// # Errors
+    /// Why the packet must be dropped: part of it may have been rewritten.
     #[inline(always)]
-    pub fn apply<F: Frame, I: Ip>(&self, frame: &mut F, packet: &Packet<I>) -> Option<()> {
-        let change = self.stripped.and(self.ip.addresses(&packet.ip));
-        let udp = packet
-            .udp
-            .rewritten(self.source_port, self.destination_port, self.ip.transport_bytes, change);
-        let headers = ethernet::HEADER_BYTES + I::HEADER_BYTES + udp::HEADER_BYTES;
-        let surplus = packet.payload_offset() + self.strip - headers;
-        if surplus != 0 {
-            frame.strip(surplus)?;
+    pub fn apply<F: Frame, I: Ip>(&self, frame: &mut F, packet: &Packet<I>) -> Result<(), Reason> {
+        if self.ip.destination.is_v4() == I::IS_V4 {
+            self.apply_as::<F, I, I>(frame, packet)
+        } else {
+            self.apply_as::<F, I, I::Other>(frame, packet)
         }
-        udp.emit(frame, ethernet::HEADER_BYTES + I::HEADER_BYTES)?;
-        packet.ip.emit(frame, ethernet::HEADER_BYTES, &self.ip)?;
-        ethernet::emit(frame, self.next_hop, self.mac, I::ETHERTYPE)
+    }
+
+    /// The same, of family `O`, which must be the destination's.
+    ///
+    /// # Errors
+    /// As above.
+    #[inline(always)]
+    pub fn apply_as<F: Frame, I: Ip, O: Translated<I>>(&self, frame: &mut F, packet: &Packet<I>) -> Result<(), Reason> {
+        let mut udp = self.udp(packet);
+        if udp.checksum == 0 && I::IS_V4 && !O::IS_V4 {
+            udp = self.summed(frame, packet, udp)?;
+        }
+        let ip = O::translated(&packet.ip, &self.ip, &udp);
+        let headers = ethernet::HEADER_BYTES + O::HEADER_BYTES + udp::HEADER_BYTES;
+        let surplus = (packet.payload_offset() + self.strip) as isize - headers as isize;
+        if surplus != 0 {
+            let refusal = if surplus < 0 {
+                Reason::NoHeadroom
+            } else {
+                Reason::Truncated
+            };
+            frame.move_start(surplus).ok_or(refusal)?;
+        }
+        self.emit(frame, &ip, &udp).ok_or(Reason::Truncated)
+    }
+
+    #[inline(always)]
+    fn emit<F: Frame, O: Ip>(&self, frame: &mut F, ip: &O, udp: &Udp) -> Option<()> {
+        udp.emit(frame, ethernet::HEADER_BYTES + O::HEADER_BYTES)?;
+        ip.emit(frame, ethernet::HEADER_BYTES, &self.ip)?;
+        ethernet::emit(frame, self.next_hop, self.mac, O::ETHERTYPE)
+    }
+
+    #[inline(always)]
+    fn udp<I: Ip>(&self, packet: &Packet<I>) -> Udp {
+        let change = self.stripped.and(self.ip.addresses(&packet.ip));
+        packet
+            .udp
+            .rewritten(self.source_port, self.destination_port, self.ip.transport_bytes, change)
+    }
+
+    /// IPv6 has no UDP without a checksum (RFC 8200, section 8.1): one that IPv4 did without is computed.
+    #[inline(always)]
+    fn summed<F: Frame, I: Ip>(&self, frame: &F, packet: &Packet<I>, udp: Udp) -> Result<Udp, Reason> {
+        let bytes = self.ip.transport_bytes as usize - udp::HEADER_BYTES;
+        if bytes > checksum::MAX_ADDED_BYTES {
+            return Err(Reason::TooBig);
+        }
+        let payload = packet.payload_offset() + self.strip;
+        let change = self.ip.added().adding(frame, payload, bytes).ok_or(Reason::Truncated)?;
+        Ok(udp.summed(change))
     }
 }

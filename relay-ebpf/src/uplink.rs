@@ -100,7 +100,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         return reflect(frame, packet, mac, settings.mac);
     }
     let envelope = address(platform, packet, &user, payload, strip(travelled))?;
-    envelope.apply(frame, packet).ok_or(Reason::Truncated)?;
+    envelope.apply(frame, packet)?;
     platform.add(&state.uplink_packets, 1);
     platform.add(&state.uplink_bytes, payload as u64);
     Ok(Reason::Relayed)
@@ -138,9 +138,6 @@ fn address<P: Platform, I: Ip>(
     let unresolved = Reason::DestinationUnresolved;
     let destination = platform.destination(user.destination).ok_or(unresolved)?;
     let (address, port) = destination.endpoint(platform);
-    if address.is_v4() != packet.ip.source().is_v4() {
-        return Err(unresolved);
-    }
     let source = egress(settings, user, address).ok_or(unresolved)?;
     let next_hop = destination.next_hop(platform).ok_or(unresolved)?;
     if packet.ip.hop_limit() <= 1 {
@@ -160,7 +157,7 @@ fn address<P: Platform, I: Ip>(
         strip: TOKEN_BYTES,
         stripped,
     };
-    if envelope.total_bytes::<I>() > next_hop.mtu as usize {
+    if envelope.total_bytes() > next_hop.mtu as usize {
         return Err(Reason::TooBig);
     }
     Ok(envelope)
@@ -198,6 +195,6 @@ fn reflect<F: Frame, I: Ip>(frame: &mut F, packet: &Packet<I>, sender: Mac, mac:
         strip: 0,
         stripped: Change::default(),
     };
-    envelope.apply(frame, packet).ok_or(Reason::Truncated)?;
+    envelope.apply_as::<F, I, I>(frame, packet)?;
     Ok(Reason::Ping)
 }

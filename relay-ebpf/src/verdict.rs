@@ -109,6 +109,8 @@ reasons! {
     TtlExpired => "ttl_expired",
     /// Larger than the link that it would leave by.
     TooBig => "too_big",
+    /// It would grow, and the driver leaves no room in front of it.
+    NoHeadroom => "no_headroom",
     /// For an egress port, but not from the destination of a user whose address is known.
     Unsolicited => "unsolicited",
 }
@@ -133,6 +135,7 @@ impl Reason {
             | Self::DestinationUnresolved
             | Self::TtlExpired
             | Self::TooBig
+            | Self::NoHeadroom
             | Self::Unsolicited => Verdict::Drop,
         }
     }

@@ -357,8 +357,8 @@ impl<'a> Author<'a> {
         };
         let payload = self.payload(user.user.to);
         let sealed = self.seal(&user, &payload);
-        let stray = one_in(&mut self.dice, 40);
-        let to = self.listener(user.user.to.is_ipv4() != stray);
+        let of_the_other_family = one_in(&mut self.dice, 3);
+        let to = self.listener(user.user.to.is_ipv4() != of_the_other_family);
         let from = self.client(to.is_ipv4());
         self.dressed(UdpFrame::new(from, to, sealed))
     }

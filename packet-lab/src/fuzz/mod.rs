@@ -94,7 +94,8 @@ impl Outcome {
 /// Whether a packet of this direction can be counted for this reason.
 fn is_possible(direction: Direction, reason: Reason) -> bool {
     match direction {
-        Direction::Uplink => reason != Reason::Unsolicited,
+        // The lab's frames always have room in front of them.
+        Direction::Uplink => !matches!(reason, Reason::NoHeadroom | Reason::Unsolicited),
         Direction::Downlink => matches!(
             reason,
             Reason::Relayed

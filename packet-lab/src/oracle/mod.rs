@@ -35,12 +35,19 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use relay_ebpf::verdict::{Direction, Reason};
 
-use self::{packet::Packet, rate::Bucket, rewrite::Outside, window::Window};
+use self::{
+    packet::{Packet, sent_bytes},
+    rate::Bucket,
+    rewrite::Outside,
+    window::Window,
+};
 use crate::{
     Verdict,
     world::{Destination, NextHop, User, World},
 };
 
+/// Most bytes of payload that a UDP checksum is computed over.
+const MAX_SUMMED_BYTES: usize = 9216;
 /// TTL or hop limit of a reflected ping.
 const PING_HOP_LIMIT: u8 = 64;
 
@@ -242,9 +249,6 @@ impl Oracle {
 
         // 11. Where to?
         let unresolved = Reason::DestinationUnresolved;
-        if user.to.is_ipv4() != source.is_ipv4() {
-            return Err(unresolved);
-        }
         let egress = self.egress_of_slot(token.slot, user.to).ok_or(unresolved)?;
         let destination = self.destinations.iter().find(|known| known.to == user.to);
         let next_hop = destination.and_then(|known| known.next_hop).ok_or(unresolved)?;
@@ -253,7 +257,7 @@ impl Oracle {
         if packet.hop_limit() <= 1 {
             return Err(Reason::TtlExpired);
         }
-        if packet.rewritten_bytes(payload) > usize::from(next_hop.mtu) {
+        if is_too_big(packet, user.to, payload, next_hop.mtu) {
             return Err(Reason::TooBig);
         }
 
@@ -298,9 +302,6 @@ impl Oracle {
         // The client's address is known.
         let memory = &mut self.memories[slot as usize];
         let client = memory.client.ok_or(unsolicited)?;
-        if client.address.is_ipv4() != user.to.is_ipv4() {
-            return Err(unsolicited);
-        }
 
         if packet.is_fragment() {
             return Err(Reason::Fragment);
@@ -309,7 +310,7 @@ impl Oracle {
         if packet.hop_limit() <= 1 {
             return Err(Reason::TtlExpired);
         }
-        if packet.rewritten_bytes(payload) > usize::from(self.world.mtu) {
+        if is_too_big(packet, client.address, payload, self.world.mtu) {
             return Err(Reason::TooBig);
         }
 
@@ -383,4 +384,10 @@ impl Oracle {
     pub fn memory(&self, slot: u32) -> &Memory {
         &self.memories[slot as usize]
     }
+}
+
+/// Whether the link does not take it, or it needs a checksum of too many bytes.
+fn is_too_big(packet: &Packet, to: SocketAddr, payload: &[u8], mtu: u16) -> bool {
+    let gets_a_checksum = packet.source().is_ipv4() && to.is_ipv6() && packet.udp.checksum() == 0;
+    sent_bytes(to.ip(), payload) > usize::from(mtu) || gets_a_checksum && payload.len() > MAX_SUMMED_BYTES
 }

@@ -116,16 +116,16 @@ impl<'a> Packet<'a> {
     fn udp_end(&self) -> usize {
         self.udp_at + usize::from(self.udp.length())
     }
+}
 
-    /// Bytes of the IP packet with this payload, when it is sent on: without options and extension headers.
-    #[must_use]
-    pub fn rewritten_bytes(&self, payload: &[u8]) -> usize {
-        let header = match self.ip {
-            Ip::V4(_) => Ipv4Header::MIN_LEN,
-            Ip::V6(..) => Ipv6Header::LEN,
-        };
-        header + UdpHeader::LEN + payload.len()
-    }
+/// Bytes of the IP packet that is sent with this payload to this address: without options and extension headers.
+#[must_use]
+pub fn sent_bytes(to: IpAddr, payload: &[u8]) -> usize {
+    let header = match to {
+        IpAddr::V4(_) => Ipv4Header::MIN_LEN,
+        IpAddr::V6(_) => Ipv6Header::LEN,
+    };
+    header + UdpHeader::LEN + payload.len()
 }
 
 /// An IPv4 header that UDP follows, and its length.

@@ -1,19 +1,23 @@
 //! What a packet becomes when it is sent: built anew from the fields that the relay keeps and those that it sets.
 //!
 //! Checksums are adjusted, not computed: what was wrong with one when it came is wrong with it afterwards, by the same
-//! amount. A checksum is the sum of the 16-bit words that it covers, negated, in ones' complement, which is arithmetic
+//! amount. Two are computed: that of an IPv4 header that is made for a packet from IPv6, and that of a UDP datagram that
+//! had none in IPv4 and goes to IPv6. A checksum is the sum of the 16-bit words that it covers, negated, in ones' complement, which is arithmetic
 //! modulo 65,535; so the new one is the old one, plus the sum of all words before, minus that of all words after.
 
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv4Options, Ipv6Header, Ipv6HeaderSlice,
-    UdpHeader,
+    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv4Options, Ipv6FlowLabel, Ipv6Header,
+    Ipv6HeaderSlice, UdpHeader,
 };
 
 use super::packet::{Ip, Packet};
 
 const MODULUS: u64 = 0xffff;
+
+/// Largest packet from IPv6 that IPv4 routers may fragment.
+const MAX_FRAGMENTABLE_BYTES: u16 = 1260;
 
 /// The first of IPv4's three flags has no meaning and travels as it came.
 const RESERVED_FLAG: u8 = 0x80;
@@ -31,7 +35,7 @@ pub struct Outside {
     pub to_mac: [u8; 6],
     /// Address and port of the sender.
     pub from: SocketAddr,
-    /// Address and port of the receiver, of the same family.
+    /// Address and port of the receiver, of the same family as the sender's, which need not be the packet's.
     pub to: SocketAddr,
     /// TTL or hop limit.
     pub hop_limit: u8,
@@ -44,23 +48,35 @@ pub fn rewrite(packet: &Packet, new: &Outside, payload: &[u8]) -> Vec<u8> {
     let ethernet = Ethernet2Header {
         source: new.from_mac,
         destination: new.to_mac,
-        ether_type: match packet.ip {
-            Ip::V4(_) => EtherType::IPV4,
-            Ip::V6(..) => EtherType::IPV6,
+        ether_type: match new.to {
+            SocketAddr::V4(_) => EtherType::IPV4,
+            SocketAddr::V6(_) => EtherType::IPV6,
         },
     };
     let mut frame = ethernet.to_bytes().to_vec();
-    let udp_bytes = (UdpHeader::LEN + payload.len()) as u16;
+    let udp = udp(packet, new, payload);
     match (&packet.ip, new.from.ip(), new.to.ip()) {
         (Ip::V4(old), IpAddr::V4(from), IpAddr::V4(to)) => {
-            frame.extend(ipv4(old, from.octets(), to.octets(), new.hop_limit, udp_bytes));
+            frame.extend(ipv4(old, from.octets(), to.octets(), new.hop_limit, udp.length));
         }
         (Ip::V6(old, _), IpAddr::V6(from), IpAddr::V6(to)) => {
-            frame.extend(ipv6(old, from.octets(), to.octets(), new.hop_limit, udp_bytes));
+            frame.extend(ipv6(old, from.octets(), to.octets(), new.hop_limit, udp.length));
         }
-        _ => unreachable!("a packet is sent in the family that it came in"),
+        (Ip::V4(old), IpAddr::V6(from), IpAddr::V6(to)) => {
+            frame.extend(ipv6_from_ipv4(
+                old,
+                from.octets(),
+                to.octets(),
+                new.hop_limit,
+                udp.length,
+            ));
+        }
+        (Ip::V6(old, _), IpAddr::V4(from), IpAddr::V4(to)) => {
+            frame.extend(ipv4_from_ipv6(old, from.octets(), to.octets(), new.hop_limit, &udp));
+        }
+        _ => unreachable!("a packet has one family"),
     }
-    frame.extend(udp(packet, new, payload));
+    frame.extend(udp.to_bytes());
     frame.extend(payload);
     frame.extend(packet.behind());
     frame
@@ -97,23 +113,70 @@ fn ipv6(old: &Ipv6HeaderSlice, source: [u8; 16], destination: [u8; 16], hop_limi
     header.to_bytes().to_vec()
 }
 
-fn udp(packet: &Packet, new: &Outside, payload: &[u8]) -> [u8; UdpHeader::LEN] {
+fn ipv6_from_ipv4(
+    old: &Ipv4HeaderSlice,
+    source: [u8; 16],
+    destination: [u8; 16],
+    hop_limit: u8,
+    udp_bytes: u16,
+) -> Vec<u8> {
+    let header = Ipv6Header {
+        source,
+        destination,
+        hop_limit,
+        payload_length: udp_bytes,
+        next_header: IpNumber::UDP,
+        traffic_class: old.dcp().value() << 2 | old.ecn().value(),
+        flow_label: Ipv6FlowLabel::ZERO,
+    };
+    header.to_bytes().to_vec()
+}
+
+fn ipv4_from_ipv6(
+    old: &Ipv6HeaderSlice,
+    source: [u8; 4],
+    destination: [u8; 4],
+    hop_limit: u8,
+    udp: &UdpHeader,
+) -> Vec<u8> {
+    let total_len = Ipv4Header::MIN_LEN_U16 + udp.length;
+    let mut header = Ipv4Header {
+        source,
+        destination,
+        time_to_live: hop_limit,
+        total_len,
+        protocol: IpNumber::UDP,
+        dscp: old.dscp(),
+        ecn: old.ecn(),
+        dont_fragment: total_len > MAX_FRAGMENTABLE_BYTES,
+        identification: udp.checksum,
+        ..Ipv4Header::default()
+    };
+    header.header_checksum = header.calc_header_checksum();
+    header.to_bytes().to_vec()
+}
+
+fn udp(packet: &Packet, new: &Outside, payload: &[u8]) -> UdpHeader {
     let mut header = UdpHeader {
         source_port: new.from.port(),
         destination_port: new.to.port(),
         length: (UdpHeader::LEN + payload.len()) as u16,
         checksum: 0,
     };
-    // None stays none.
+    let (from, to) = (new.from.ip(), new.to.ip());
+    // None stays none, but where IPv4 did without and IPv6 does not.
     if packet.udp.checksum() != 0 {
         let old = packet.udp.to_header();
         let old_payload = packet.payload().unwrap_or_default();
         let wrong_by = udp_sum(packet.source().ip(), packet.destination().ip(), &old, old_payload);
-        let checksum = (wrong_by + MODULUS - udp_sum(new.from.ip(), new.to.ip(), &header, payload)) % MODULUS;
+        let checksum = (wrong_by + MODULUS - udp_sum(from, to, &header, payload)) % MODULUS;
         // Zero would say that there is none; 65,535 is the same number.
         header.checksum = if checksum == 0 { 0xffff } else { checksum as u16 };
+    } else if packet.source().is_ipv4() && to.is_ipv6() {
+        let checksum = MODULUS - udp_sum(from, to, &header, payload);
+        header.checksum = if checksum == 0 { 0xffff } else { checksum as u16 };
     }
-    header.to_bytes()
+    header
 }
 
 /// The sum that a UDP checksum covers (RFC 768; RFC 8200, section 8.1): pseudo-header, header, payload.

@@ -132,7 +132,7 @@ const fn colour(reason: Reason) -> usize {
         Reason::Truncated | Reason::Ping | Reason::RateLimited => 2,
         Reason::UnknownSession => 3,
         Reason::BadToken | Reason::TtlExpired => 4,
-        Reason::Expired | Reason::TooBig => 5,
+        Reason::Expired | Reason::TooBig | Reason::NoHeadroom => 5,
         Reason::Replayed => 6,
         Reason::Unsolicited => 7,
     }

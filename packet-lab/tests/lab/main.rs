@@ -4,6 +4,7 @@
 mod bench;
 mod concurrency;
 mod downlink;
+mod families;
 mod fuzzing;
 mod lengths;
 mod limits;

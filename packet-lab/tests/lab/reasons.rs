@@ -304,7 +304,8 @@ fn every_reason_of_the_program_has_a_snapshot_here() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    for reason in Reason::ALL {
+    // What the drivers leave no room for is shown beside what needs room: see `families`.
+    for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::NoHeadroom) {
         for family in ["v4", "v6"] {
             let found = names
                 .iter()

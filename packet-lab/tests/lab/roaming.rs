@@ -1,7 +1,7 @@
 //! Where a user's client is: where its newest packet came from.
 
 use packet_lab::Verdict;
-use packet_lab::{backend::Client, craft::UdpFrame, world::address};
+use packet_lab::{backend::Client, world::address};
 use relay_ebpf::verdict::{Direction, Reason};
 use rstest::rstest;
 
@@ -103,21 +103,21 @@ fn the_downlink_leaves_from_the_listener_that_the_client_spoke_to_last() {
 }
 
 #[test]
-fn a_client_of_the_other_family_is_recorded_but_its_packets_have_no_way_to_the_destination() {
+fn a_client_that_comes_by_the_other_family_is_answered_there() {
     let mut scene = Scene::new(V4, Plain);
     scene.introduce();
-    let (from, to) = (client(V6, 9, 40_000), crate::scene::listener(V6));
-    let sent = UdpFrame::new(from, to, scene.grant.seal(2, b"payload"));
-    let observed = scene.send(&sent).expect_dropped(Reason::DestinationUnresolved);
+    (scene.client, scene.listener) = (client(V6, 9, 40_000), crate::scene::listener(V6));
+    let sent = scene.uplink(2, b"payload");
+    let observed = scene.send(&sent).expect_relayed();
     let after = observed.users[0].2.client;
     assert!(
-        matches!(after, Some(Client { address, .. }) if address == from),
+        matches!(after, Some(Client { address, .. }) if address == scene.client),
         "{observed}"
     );
+    scene.check_uplink(&sent, b"payload", &observed);
     let answer = scene.downlink(b"answer");
-    let _ = scene
-        .send(&answer)
-        .expect(Verdict::Pass, Direction::Downlink, Reason::Unsolicited);
+    let observed = expect_downlink(scene.send(&answer));
+    scene.check_downlink(&answer, &observed);
 }
 
 #[rstest]

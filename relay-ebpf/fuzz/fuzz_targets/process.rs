@@ -16,7 +16,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use relay_ebpf::{
     host::{Host, HostFrame, HostMemory},
-    layout::{Listener, NextHop, PrefixKey, Settings, SlotEntry, User},
+    layout::{BLOCKED, Listener, NextHop, PrefixKey, Settings, SlotEntry, User},
     token,
     verdict::{Direction, Reason, Verdict},
     wire::{Address, Be16, Mac},
@@ -106,7 +106,7 @@ fn apply(damage: &[Damage], frame: &mut Vec<u8>) {
     }
 }
 
-/// Users with even numbers are IPv4's, the others IPv6's.
+/// Clients of users with even numbers are IPv4's, the others IPv6's.
 fn address(user: u8, host: u8) -> IpAddr {
     if user.is_multiple_of(2) {
         Ipv4Addr::new(192, 0, 2, host).into()
@@ -117,8 +117,13 @@ fn address(user: u8, host: u8) -> IpAddr {
 
 const LISTENER_HOST: u8 = 1;
 
+/// The destinations of the first two users are of their clients' family, the others' of the other.
+fn far(user: u8, host: u8) -> IpAddr {
+    address(user + user / 2, host)
+}
+
 fn destination(user: u8) -> IpAddr {
-    address(user, 100 + user)
+    far(user, 100 + user)
 }
 
 fn key(user: u8) -> [u8; 16] {
@@ -168,7 +173,7 @@ fn frame(from: (IpAddr, u16), to: (IpAddr, u16), hop_limit: u8, payload: &[u8]) 
             frame.extend(source.octets());
             frame.extend(destination.octets());
         }
-        _ => unreachable!("both are the user's family"),
+        _ => unreachable!("a packet has one family"),
     }
     frame.extend(from.1.to_be_bytes());
     frame.extend(to.1.to_be_bytes());
@@ -276,7 +281,7 @@ impl Relay {
             length: 128,
             address: Address::from(address(0, 20)).0,
         };
-        self.host.blocklist = if blocked { vec![prefix] } else { Vec::new() };
+        self.host.blocklist = if blocked { vec![(prefix, BLOCKED)] } else { Vec::new() };
         self.host
             .control
             .block_generation
@@ -374,7 +379,7 @@ fuzz_target!(|input: Input| {
                 damage,
             } => {
                 let user = user % USERS;
-                let to = (address(user, LISTENER_HOST), FIRST_EGRESS_PORT + u16::from(user));
+                let to = (far(user, LISTENER_HOST), FIRST_EGRESS_PORT + u16::from(user));
                 let from = (destination(user), DESTINATION_PORT);
                 let mut bytes = frame(from, to, *hop_limit, &vec![0xcd; (*payload).into()]);
                 apply(damage, &mut bytes);

@@ -1,7 +1,10 @@
 //! The Internet checksum (RFC 1071), changed incrementally (RFC 1624, equation 3).
 //!
 //! The one's complement sum does not depend on byte order, so fields are added as they stand in memory, and 32-bit
-//! words count as two 16-bit ones.
+//! words count as two 16-bit ones. For the same reason an IPv4-mapped address counts as the IPv4 address: the rest of it
+//! is 0 and 0xffff, which is another 0.
+
+use super::{Frame, Word};
 
 /// The change that a rewrite makes to a checksum: what was removed and what was added.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,6 +41,65 @@ impl Change {
     }
 }
 
+/// Most bytes that [`Change::adding`] adds.
+pub const MAX_ADDED_BYTES: usize = 9216;
+
+/// Bytes that it adds at a time.
+const CHUNK: usize = 32;
+
+impl Change {
+    /// Counts `bytes` of the frame from `offset` on as added, as if they began a 16-bit word. `None` if they are not all
+    /// in the frame, or more than [`MAX_ADDED_BYTES`].
+    #[inline(always)]
+    #[must_use]
+    pub fn adding<F: Frame>(self, frame: &F, offset: usize, bytes: usize) -> Option<Self> {
+        if bytes > MAX_ADDED_BYTES {
+            return None;
+        }
+        // What is left over by the chunks comes first: the verifier then finds nothing but the sum after the loop,
+        // wherever that ended, and looks at what follows once.
+        let end = offset + bytes / CHUNK * CHUNK;
+        let mut sum = self;
+        let mut rest = end;
+        if bytes & 16 != 0 {
+            sum = sum.adding_words::<F, 4>(frame, &mut rest)?;
+        }
+        if bytes & 8 != 0 {
+            sum = sum.adding_words::<F, 2>(frame, &mut rest)?;
+        }
+        if bytes & 4 != 0 {
+            sum = sum.adding_words::<F, 1>(frame, &mut rest)?;
+        }
+        if bytes & 2 != 0 {
+            sum = sum.with(next::<F, u16>(frame, &mut rest)? as u32);
+        }
+        if bytes & 1 != 0 {
+            sum = sum.with(u16::from_ne_bytes([next(frame, &mut rest)?, 0]) as u32);
+        }
+        let mut at = offset;
+        while at < end {
+            sum = sum.adding_words::<F, { CHUNK / 4 }>(frame, &mut at)?;
+        }
+        Some(sum)
+    }
+
+    #[inline(always)]
+    fn adding_words<F: Frame, const N: usize>(self, frame: &F, at: &mut usize) -> Option<Self>
+    where
+        [u32; N]: Word,
+    {
+        let words: [u32; N] = next(frame, at)?;
+        Some(words.iter().fold(self, |sum, &word| sum.with(word)))
+    }
+}
+
+#[inline(always)]
+fn next<F: Frame, W: Word>(frame: &F, at: &mut usize) -> Option<W> {
+    let word = frame.read(*at);
+    *at += size_of::<W>();
+    word
+}
+
 /// Folds a sum of up to 2^16 words of 32 bits to 16 bits.
 #[inline(always)]
 const fn fold(sum: u64) -> u16 {
@@ -57,6 +119,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::host::HostFrame;
 
     fn checksum(words: &[u32]) -> u16 {
         let mut sum: u32 = words.iter().map(|word| (word >> 16) + (word & 0xffff)).sum();
@@ -67,6 +130,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn bytes_of_a_frame_are_added_like_the_words_that_they_are(
+            bytes in prop::collection::vec(any::<u8>(), 1..200),
+            offset in 0_usize..7,
+        ) {
+            let mut padded = bytes.clone();
+            padded.resize(bytes.len().next_multiple_of(4), 0);
+            let words: Vec<u32> = padded
+                .chunks_exact(4)
+                .map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
+                .collect();
+            let frame = HostFrame([&[0xa5; 7][..offset], &bytes].concat());
+            let added = Change::default().with(1).adding(&frame, offset, bytes.len());
+            let expected = words.iter().fold(Change::default().with(1), |change, &word| change.with(word));
+            prop_assert_eq!(added.map(|change| change.apply(0xffff)), Some(expected.apply(0xffff)));
+            prop_assert!(Change::default().adding(&frame, offset + 1, bytes.len()).is_none());
+        }
+
         #[test]
         fn an_incremental_change_gives_the_checksum_of_the_new_words(
             kept in prop::collection::vec(1_u32.., 1..8),
@@ -88,6 +169,13 @@ mod tests {
             let change = Change::default().without(word).with(new);
             prop_assert_ne!(change.apply(wrong) % 0xffff, change.apply(right) % 0xffff);
         }
+    }
+
+    #[test]
+    fn more_bytes_than_the_most_are_not_added() {
+        let frame = HostFrame(std::vec![0xff; MAX_ADDED_BYTES + 1]);
+        assert!(Change::default().adding(&frame, 0, MAX_ADDED_BYTES).is_some());
+        assert!(Change::default().adding(&frame, 0, MAX_ADDED_BYTES + 1).is_none());
     }
 
     /// RFC 1624, equation 3, in 128 bits and by division: no folding to get wrong.

@@ -1,9 +1,13 @@
 //! What the relay needs of an IP header of either family.
 
-use super::{Address, Be16, Frame, checksum::Change};
+use super::{Address, Be16, Frame, checksum::Change, udp::Udp};
 
 /// An IP header that carries UDP, as it was read from a frame.
 pub trait Ip: Copy {
+    /// The other family.
+    type Other: Translated<Self>;
+    /// Whether the family is IPv4.
+    const IS_V4: bool;
     /// EtherType of the family.
     const ETHERTYPE: Be16;
     /// Bytes of a header that the relay writes.
@@ -31,9 +35,25 @@ pub trait Ip: Copy {
     /// TTL or hop limit.
     fn hop_limit(&self) -> u8;
 
+    /// Type of service or traffic class.
+    fn service(&self) -> u8;
+
     /// Writes this header anew at `offset` with other addresses, `hop_limit`, and `transport_bytes` after it; options
     /// and extension headers are not kept. `frame` is the rewritten one.
     fn emit<F: Frame>(&self, frame: &mut F, offset: usize, new: &Rewrite) -> Option<()>;
+}
+
+/// A header for a packet that came with one of family `I`, which may be the same.
+pub trait Translated<I>: Ip {
+    /// The header, of which [`Ip::emit`] then writes what `new` does not set; the datagram begins with `udp` from now on.
+    fn translated(old: &I, new: &Rewrite, udp: &Udp) -> Self;
+}
+
+impl<I: Ip> Translated<I> for I {
+    #[inline(always)]
+    fn translated(old: &I, _new: &Rewrite, _udp: &Udp) -> Self {
+        *old
+    }
 }
 
 /// What changes in an IP header.
@@ -50,7 +70,7 @@ pub struct Rewrite {
 }
 
 impl Rewrite {
-    /// What replacing the addresses of `old` does to a checksum that covers them.
+    /// What replacing the addresses of `old`, of either family, does to a checksum that covers them.
     #[inline(always)]
     pub fn addresses<I: Ip>(&self, old: &I) -> Change {
         let change = Change::default();
@@ -60,6 +80,13 @@ impl Rewrite {
             .0
             .iter()
             .fold(change, |change, &word| change.without(word));
+        change.and(self.added())
+    }
+
+    /// What adding the new addresses does to it.
+    #[inline(always)]
+    pub fn added(&self) -> Change {
+        let change = Change::default();
         let change = self.source.0.iter().fold(change, |change, &word| change.with(word));
         self.destination
             .0

@@ -3,13 +3,19 @@
 use super::{
     Address, Be16, Frame,
     checksum::Change,
-    ip::{Ip, Rewrite},
-    udp,
+    ip::{Ip, Rewrite, Translated},
+    ipv6::Ipv6,
+    udp::{self, Udp},
 };
 
 const WORDS: usize = 5;
+const DONT_FRAGMENT: u32 = 0x4000;
 const MORE_FRAGMENTS: u32 = 0x2000;
 const FRAGMENT_OFFSET: u32 = 0x1fff;
+
+/// Largest packet from IPv6 that routers may fragment (RFC 7915, section 5.1): its sender cannot be told to send smaller
+/// ones, since IPv6 has no smaller MTU than 1,280.
+const MAX_FRAGMENTABLE_BYTES: usize = 1260;
 
 /// An IPv4 header that carries UDP.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +39,8 @@ impl Ipv4 {
 }
 
 impl Ip for Ipv4 {
+    type Other = Ipv6;
+    const IS_V4: bool = true;
     const ETHERTYPE: Be16 = Be16::new(0x0800);
     const HEADER_BYTES: usize = 4 * WORDS;
 
@@ -87,6 +95,11 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
+    fn service(&self) -> u8 {
+        (u32::from_be(self.words[0]) >> 16) as u8
+    }
+
+    #[inline(always)]
     fn emit<F: Frame>(&self, frame: &mut F, offset: usize, new: &Rewrite) -> Option<()> {
         let [first, identification, old_hop, _, _] = self.words;
         let service = u32::from_be(first) & 0x00ff_0000;
@@ -114,5 +127,24 @@ impl Ip for Ipv4 {
                 new.destination.0[3],
             ],
         )
+    }
+}
+
+impl Translated<Ipv6> for Ipv4 {
+    /// RFC 7915, section 5.1. The identification is the UDP checksum: it differs between packets that differ, without
+    /// a counter that all CPUs share.
+    #[inline(always)]
+    fn translated(old: &Ipv6, new: &Rewrite, udp: &Udp) -> Self {
+        let fragmentable = Self::HEADER_BYTES + new.transport_bytes as usize <= MAX_FRAGMENTABLE_BYTES;
+        let first = 0x4500_0000 | (old.service() as u32) << 16;
+        let identification = (u16::from_be(udp.checksum) as u32) << 16;
+        let second = identification | if fragmentable { 0 } else { DONT_FRAGMENT };
+        let third = (old.hop_limit() as u32) << 24 | (udp::PROTOCOL as u32) << 16;
+        let [first, second, third] = [first, second, third].map(u32::to_be);
+        let checksum = Change::default().with(first).with(second).with(third).apply(0xffff);
+        Self {
+            words: [first, second, third | (u16::from_be(checksum) as u32).to_be(), 0, 0],
+            options: Change::default(),
+        }
     }
 }

@@ -2,8 +2,9 @@
 
 use super::{
     Address, Be16, Frame,
-    ip::{Ip, Rewrite},
-    udp,
+    ip::{Ip, Rewrite, Translated},
+    ipv4::Ipv4,
+    udp::{self, Udp},
 };
 
 const WORDS: usize = 10;
@@ -23,6 +24,8 @@ pub struct Ipv6 {
 }
 
 impl Ip for Ipv6 {
+    type Other = Ipv4;
+    const IS_V4: bool = false;
     const ETHERTYPE: Be16 = Be16::new(0x86dd);
     const HEADER_BYTES: usize = HEADER;
 
@@ -83,10 +86,26 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
+    fn service(&self) -> u8 {
+        (u32::from_be(self.words[0]) >> 20) as u8
+    }
+
+    #[inline(always)]
     fn emit<F: Frame>(&self, frame: &mut F, offset: usize, new: &Rewrite) -> Option<()> {
         let rest = (new.transport_bytes as u32) << 16 | (udp::PROTOCOL as u32) << 8 | new.hop_limit as u32;
         let [s0, s1, s2, s3] = new.source.0;
         let [d0, d1, d2, d3] = new.destination.0;
         frame.write(offset, [self.words[0], rest.to_be(), s0, s1, s2, s3, d0, d1, d2, d3])
+    }
+}
+
+impl Translated<Ipv4> for Ipv6 {
+    /// RFC 7915, section 4.1.
+    #[inline(always)]
+    fn translated(old: &Ipv4, _new: &Rewrite, _udp: &Udp) -> Self {
+        let first = 0x6000_0000 | (old.service() as u32) << 20;
+        let mut words = [0; WORDS];
+        words[0] = first.to_be();
+        Self { words, fragment: false }
     }
 }

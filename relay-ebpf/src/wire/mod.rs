@@ -201,6 +201,7 @@ pub trait Frame {
     /// Overwrites the words at `offset`, `None` if any of them is past the end; then nothing is written.
     fn write<W: Word>(&mut self, offset: usize, words: W) -> Option<()>;
 
-    /// Removes `bytes` from the front, `None` if the frame cannot be cut so; then nothing is changed.
-    fn strip(&mut self, bytes: usize) -> Option<()>;
+    /// Moves the start of the frame: removes `bytes` from the front or, if negative, puts as many there, which are to be
+    /// written. `None` if the frame is too short or has no room in front of it; then nothing is changed.
+    fn move_start(&mut self, bytes: isize) -> Option<()>;
 }

@@ -21,6 +21,12 @@ pub struct Udp {
     pub checksum: u16,
 }
 
+/// The same checksum, not written as the 0 that means "none".
+#[inline(always)]
+const fn never_none(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
+}
+
 impl Udp {
     /// Reads the header at `offset`.
     #[inline(always)]
@@ -62,16 +68,31 @@ impl Udp {
                 .with(destination.raw() as u32)
                 .with(new)
                 .with(new);
-            match change.apply(self.checksum) {
-                0 => 0xffff,
-                checksum => checksum,
-            }
+            never_none(change.apply(self.checksum))
         };
         Self {
             source,
             destination,
             length,
             checksum,
+        }
+    }
+
+    /// This header with the checksum that it must have, where `change` adds the pseudo-header's addresses and the
+    /// payload.
+    #[inline(always)]
+    #[must_use]
+    pub fn summed(&self, change: Change) -> Self {
+        let length = Be16::new(self.length).raw() as u32;
+        let change = change
+            .with(self.source.raw() as u32)
+            .with(self.destination.raw() as u32)
+            .with(length)
+            .with(length)
+            .with(Be16::new(PROTOCOL as u16).raw() as u32);
+        Self {
+            checksum: never_none(change.apply(0xffff)),
+            ..*self
         }
     }
 }

@@ -29,6 +29,9 @@ pub struct Args {
     /// Where local programs send to
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: SocketAddr,
+    /// Send to this listener of the relay instead of the grant's, such as one of the other address family
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    relay: Option<SocketAddr>,
     /// Send to the relay from this address of the host [default: what the routes say]
     #[arg(long, value_name = "ADDRESS")]
     bind: Option<IpAddr>,
@@ -50,9 +53,10 @@ fn keepalive(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// The grant that an argument names, if it has not expired.
-pub fn read_grant(argument: &str) -> Result<Grant, CliError> {
-    let grant = Grant::read(argument)?;
+/// The grant that an argument names, if it has not expired; with another listener if one is named.
+pub fn read_grant(argument: &str, relay: Option<SocketAddr>) -> Result<Grant, CliError> {
+    let mut grant = Grant::read(argument)?;
+    grant.relay = relay.unwrap_or(grant.relay);
     match grant.expires_at {
         Some(at) if grant.is_expired(Timestamp::now()) => Err(CliError::Refused(format!(
             "the grant of user {} expired at {at}: ask the relay's operator for a new one",
@@ -64,7 +68,7 @@ pub fn read_grant(argument: &str) -> Result<Grant, CliError> {
 
 pub async fn execute(args: Args) -> Result<ExitCode, CliError> {
     super::run::init_tracing();
-    let grant = read_grant(&args.grant)?;
+    let grant = read_grant(&args.grant, args.relay)?;
     let (user, relay, expires_at) = (grant.user, grant.relay, grant.expires_at);
     let mut proxy = Proxy::bind(args.listen, args.bind, grant).await?;
     if !args.keepalive.is_zero() {

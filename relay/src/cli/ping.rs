@@ -38,6 +38,9 @@ pub struct Args {
     /// Time to wait for the last answers
     #[arg(short = 'W', long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
     timeout: Duration,
+    /// Send to this listener of the relay instead of the grant's, such as one of the other address family
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    relay: Option<SocketAddr>,
     /// Send from this address of the host [default: what the routes say]
     #[arg(long, value_name = "ADDRESS")]
     bind: Option<IpAddr>,
@@ -88,7 +91,7 @@ fn ms(time: Duration) -> f64 {
 }
 
 pub async fn execute(args: Args) -> Result<ExitCode, CliError> {
-    let grant = read_grant(&args.grant)?;
+    let grant = read_grant(&args.grant, args.relay)?;
     let relay = grant.relay;
     let socket = relay_socket(relay, args.bind).await.map_err(CliError::other)?;
     // So that what ICMP says comes back as an error.

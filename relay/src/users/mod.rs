@@ -56,10 +56,10 @@ impl User {
         }
     }
 
-    /// What its client has to know: the first listener of the destination's family, and the secrets.
+    /// What its client has to know: a listener, of the destination's family if there is one, and the secrets.
     ///
     /// # Errors
-    /// [`Refusal::Invalid`] if there is no listener of that family.
+    /// [`Refusal::Invalid`] if there is no listener.
     pub fn grant(&self, config: &Config, header_key: Option<Secret>) -> Result<Grant, Refusal> {
         Ok(Grant {
             user: self.id,
@@ -128,7 +128,6 @@ impl NewUser {
                 family(self.to)
             ));
         }
-        listener_for(config, self.to)?;
         let expires_at = match (&self.expires_in, self.expires_at) {
             (Some(_), Some(_)) => return invalid("both expires_in and expires_at: write one of them".to_owned()),
             (Some(text), None) => Some(expiry(text, now).map_err(Refusal::Invalid)?),
@@ -164,12 +163,9 @@ fn family(address: SocketAddr) -> &'static str {
 }
 
 fn listener_for(config: &Config, to: SocketAddr) -> Result<SocketAddr, Refusal> {
-    let listener = config.listen.iter().find(|listener| listener.is_ipv4() == to.is_ipv4());
-    listener.copied().ok_or_else(|| {
-        Refusal::Invalid(format!(
-            "{to} cannot be reached: the relay has no {} listener for its client (`listen` in relay.toml)",
-            family(to)
-        ))
+    let of_its_family = config.listen.iter().find(|listener| listener.is_ipv4() == to.is_ipv4());
+    of_its_family.or(config.listen.first()).copied().ok_or_else(|| {
+        Refusal::Invalid("the relay has no listener for clients to send to (`listen` in relay.toml)".to_owned())
     })
 }
 
@@ -287,8 +283,7 @@ impl Users {
     /// [`Refusal::Unserved`] for the first that cannot.
     pub fn check(&self, config: &Config) -> Result<(), Refusal> {
         for user in self.users.values() {
-            let served = listener_for(config, user.to).and(check_egress(config, user.slot, user.to));
-            served.map_err(|why| Refusal::Unserved {
+            check_egress(config, user.slot, user.to).map_err(|why| Refusal::Unserved {
                 user: user.id,
                 why: Box::new(why),
             })?;

@@ -76,18 +76,39 @@ fn a_new_user_gets_the_lowest_free_slot_and_a_renewed_one_keeps_its_own_with_a_n
 }
 
 #[test]
-fn a_configuration_that_leaves_a_user_without_egress_port_or_listener_is_told() {
+fn a_configuration_that_leaves_a_user_without_egress_port_is_told() {
     let folder = TempDir::new().unwrap();
     let mut config = config(10);
     let mut users = load(folder.path(), 10);
     users.put(&new(7), &config).unwrap();
     assert!(users.check(&config).is_ok());
     config.listen = vec!["[2001:db8::1]:4500".parse().unwrap()];
+    assert!(users.check(&config).is_ok(), "clients may be of the other family");
+    config.egress = vec!["2001:db8::1".parse().unwrap()];
     let error = users.check(&config).unwrap_err().to_string();
     assert!(
-        error.starts_with("user 7 could not be served: ") && error.contains("no IPv4 listener"),
+        error.starts_with("user 7 could not be served: ") && error.contains("an egress port towards IPv4"),
         "{error}"
     );
+}
+
+#[test]
+fn a_grant_names_a_listener_of_the_destinations_family_if_there_is_one() {
+    let folder = TempDir::new().unwrap();
+    let mut config = config(10);
+    let mut users = load(folder.path(), 10);
+    let (user, _) = users.put(&new(7), &config).unwrap();
+    let mut relay = |listen: &[&str]| {
+        config.listen = listen.iter().map(|listener| listener.parse().unwrap()).collect();
+        user.grant(&config, None).map(|grant| grant.relay.to_string())
+    };
+    let v6 = "[2001:db8::1]:4500";
+    assert_eq!(
+        relay(&[v6, "192.0.2.1:4500", "192.0.2.2:4500"]).unwrap(),
+        "192.0.2.1:4500"
+    );
+    assert_eq!(relay(&[v6, "[2001:db8::2]:4500"]).unwrap(), v6);
+    assert!(relay(&[]).unwrap_err().to_string().contains("no listener"));
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use packet_lab::craft::{Checksum, UdpFrame};
 use veth_tests::{
     client::{Client, PATIENCE, TOKEN_BYTES},
     echo::EchoServer,
     namespace::can_run,
     net::{Family, Trio},
+    raw::FrameSocket,
     relay::Relay,
     wait,
 };
@@ -77,6 +79,78 @@ fn ipv4_and_ipv6_clients_are_served_at_once() {
         for (number, client) in clients.iter().enumerate() {
             assert_eq!(client.receive(), [number as u8, round]);
         }
+    }
+}
+
+#[test]
+fn clients_of_one_family_reach_destinations_of_the_other() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let relay = Relay::started(&net.relay);
+    for (id, (near, far)) in [(1, (Family::V4, Family::V6)), (2, (Family::V6, Family::V4))] {
+        let server = EchoServer::new(&net.server, far, 0);
+        let mut grant = relay.add_user(id, server.address, &[]);
+        grant.relay = SocketAddr::new(net.relay.address(near), 4500);
+        let mut client = Client::new(&net.client, &grant);
+        wait_until_resolved(&mut client);
+        let before = (relay.counters(), server.count());
+
+        // Within 1,260 bytes of IPv4 and beyond, and as much as the links carry.
+        let most = MTU - near.header_bytes() - TOKEN_BYTES;
+        let sizes = [1, 2, 3, 8, 64, 65, 500, 1232, 1233, most - 1, most];
+        for (number, size) in sizes.into_iter().enumerate() {
+            client.exchange(&vec![number as u8 + 1; size]);
+        }
+        let packets = sizes.len() as u64;
+        relay.expect_moved(
+            &before.0,
+            &[("uplink", "relayed", packets), ("downlink", "relayed", packets)],
+        );
+        let egress_port = FIRST_EGRESS_PORT + u16::try_from(grant.slot).unwrap();
+        let egress = SocketAddr::new(net.relay.address(far), egress_port);
+        for received in &server.received()[before.1..] {
+            assert_eq!(received.from, egress);
+        }
+        // What the relay reflects stays in the client's family.
+        let ping = client.send(b"");
+        assert_eq!(client.receive(), ping);
+    }
+}
+
+#[test]
+fn a_datagram_without_checksum_gets_one_on_its_way_to_ipv6() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let relay = Relay::started(&net.relay);
+    let server = EchoServer::new(&net.server, Family::V6, 0);
+    let mut grant = relay.add_user(1, server.address, &[]);
+    grant.relay = SocketAddr::new(net.relay.address(Family::V4), 4500);
+    let mut client = Client::new(&net.client, &grant);
+    wait_until_resolved(&mut client);
+    let wire = FrameSocket::new(&net.client, "eth0");
+    let from = client.socket.local_addr().unwrap();
+    // The server's kernel drops datagrams over IPv6 that have no right one.
+    for size in [
+        1,
+        2,
+        3,
+        15,
+        16,
+        31,
+        32,
+        33,
+        500,
+        MTU - Family::V4.header_bytes() - TOKEN_BYTES,
+    ] {
+        let payload = vec![0xa5; size];
+        let mut frame = UdpFrame::new(from, grant.relay, client.seal(&payload)).checksum(Checksum::None);
+        (frame.from_mac, frame.to_mac) = (net.client.mac(), net.relay.mac());
+        wire.send(&frame.build());
+        assert_eq!(client.receive(), payload);
     }
 }
 
