@@ -14,7 +14,8 @@ use super::{Ended, Exit, line, progress::Progress, relay::RelayArgs};
     after_help = "Kept is what the capture shows being sent to the relay's addresses by UDP, and parts of it; nothing \
                   else on the host's wire gets into the scenario. Without --grants the tokens stay as they are and are \
                   sealed anew at each replay, each client being a user; with --grants they are sealed anew now, with \
-                  keys of the scenario's own, keeping packet numbers and wrong tags: no key of a relay gets into it.\n\n\
+                  keys of the scenario's own, keeping packet numbers and wrong tags: no key of a relay gets into it. Of a \
+                  capture that is cut short or corrupt, what comes before is recorded, and it is said.\n\n\
                   Without --expect, what the comments say is expected if each packet has one of `packet-lab replay \
                   --write-inputs`. There is no snapshot yet, so the scenario fails until one was reviewed.\n\n\
                   From a report to a failing test:\n  \

@@ -14,7 +14,7 @@ use lumenlink_relay::{
 use packet_lab::{
     World,
     capture::CaptureError,
-    replay::{Cast, Known, Survey, cast::read_grants, select::addresses_of},
+    replay::{Cast, CastError, Known, Survey, cast::read_grants, select::addresses_of},
 };
 
 use super::{Exit, progress::Progress};
@@ -119,8 +119,14 @@ impl RelayArgs {
     /// Looks through the capture and makes its world.
     pub fn cast(&self, path: &Path, make_up_users: bool) -> Result<(Survey, Cast, Known), (Exit, anyhow::Error)> {
         let known = self.known(make_up_users)?;
-        let (survey, _) = survey(path)?;
-        let cast = known.cast(&survey).map_err(|error| (Exit::Usage, error.into()))?;
+        let (survey, ended_by) = survey(path)?;
+        let cast = known.cast(&survey).map_err(|error| {
+            let error = match (error, ended_by) {
+                (error @ CastError::NoListener, Some(ended_by)) => anyhow::anyhow!("{ended_by}; up to there {error}"),
+                (error, _) => error.into(),
+            };
+            (Exit::Usage, error)
+        })?;
         Ok((survey, cast, known))
     }
 }

@@ -102,6 +102,14 @@ pub enum RecordError {
         /// What was taken for the relay.
         relay: String,
     },
+    /// The capture ended before anything was found that a scenario could be made of.
+    #[error("{ended_by}; up to there {error}")]
+    Ended {
+        /// How it ended.
+        ended_by: CaptureError,
+        /// What was not found.
+        error: Box<RecordError>,
+    },
     /// What was made is no scenario: a fault of the lab.
     #[error("the scenario that was made does not load, which is a fault of packet-lab: {0}")]
     Scenario(#[from] ScenarioError),
@@ -130,8 +138,29 @@ pub fn record(
 ) -> Result<Recorded, RecordError> {
     let folder = order.folder()?;
     let (survey, ended_by) = Survey::of(&order.file, progress)?;
-    let cast = known.cast(&survey)?;
-    let draft = Draft::new(&folder)?;
+    let early = ended_by.as_ref().map(ToString::to_string);
+    match make(order, known, &folder, &survey, early, progress) {
+        Err(error @ (RecordError::Cast(CastError::NoListener) | RecordError::Nothing { .. })) => Err(match ended_by {
+            Some(ended_by) => RecordError::Ended {
+                ended_by,
+                error: Box::new(error),
+            },
+            None => error,
+        }),
+        made => made,
+    }
+}
+
+fn make(
+    order: &Order,
+    known: &Known,
+    folder: &Path,
+    survey: &Survey,
+    ended_by: Option<String>,
+    progress: &mut dyn FnMut(u64, Option<u64>),
+) -> Result<Recorded, RecordError> {
+    let cast = known.cast(survey)?;
+    let draft = Draft::new(folder)?;
     let kept = keep(order, known, &cast, &draft, progress)?;
     if kept.packets == 0 {
         return Err(RecordError::Nothing {
@@ -151,18 +180,21 @@ pub fn record(
         scenario::FILE_NAME,
         &scenario_text(order, &world, &kept, &expect, sealed),
     )?;
-    draft.write("README.md", &readme(order, &survey, &kept, &cast, sealed)?)?;
+    draft.write(
+        "README.md",
+        &readme(order, survey, &kept, &cast, sealed, ended_by.as_deref())?,
+    )?;
     // Whatever the capture holds, the file must be one that loads.
     Scenario::load(&draft.0)?;
-    draft.publish(&folder)?;
+    draft.publish(folder)?;
     Ok(Recorded {
-        folder,
+        folder: folder.to_owned(),
         kept: kept.packets,
         of: survey.packets,
         cut: kept.cut,
         expect,
         assumed: cast.assumed,
-        ended_by: ended_by.map(|error| error.to_string()),
+        ended_by,
     })
 }
 
@@ -446,7 +478,14 @@ fn destinations(world: &World, text: &mut String) {
 }
 
 /// What is known of the capture, and what only people know.
-fn readme(order: &Order, survey: &Survey, kept: &Kept, cast: &Cast, sealed: bool) -> Result<String, RecordError> {
+fn readme(
+    order: &Order,
+    survey: &Survey,
+    kept: &Kept,
+    cast: &Cast,
+    sealed: bool,
+    ended_by: Option<&str>,
+) -> Result<String, RecordError> {
     let seconds = kept.last_ns.saturating_sub(kept.first_ns) as f64 / 1e9;
     let when =
         Timestamp::from_nanosecond(kept.first_ns.into()).map_or_else(|_| "unknown".to_owned(), |at| at.to_string());
@@ -477,6 +516,9 @@ fn readme(order: &Order, survey: &Survey, kept: &Kept, cast: &Cast, sealed: bool
         inspect::mac(cast.captured_mac),
         env!("CARGO_PKG_VERSION"),
     );
+    if let Some(why) = ended_by {
+        let _ = writeln!(text, "\nThe capture was read up to where it ended early: {why}.");
+    }
     if !cast.assumed.is_empty() {
         text.push_str("\nAssumed, since neither the capture nor the command line said it:\n\n");
         for assumed in &cast.assumed {

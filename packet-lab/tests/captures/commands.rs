@@ -146,6 +146,41 @@ fn bad_captures_end_with_2_and_a_message_that_says_why(#[case] file: &str, #[cas
     }
 }
 
+/// Where its beginning says nothing yet of the relay, what is wrong with the capture matters more than what it lacks.
+#[rstest]
+#[case::a_link_type("@wlan.pcap", "link type IEEE802_11")]
+#[case::corrupt("corrupt.pcap", "claims 2147483647 bytes")]
+fn a_capture_that_ends_before_a_packet_to_the_relay_is_told_by_how_it_ends(#[case] file: &str, #[case] message: &str) {
+    let bench = Bench::new();
+    let mut corrupt = fs::read(fixture("usec.pcap")).unwrap();
+    corrupt[32..36].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
+    fs::write(bench.path("corrupt.pcap"), corrupt).unwrap();
+    fs::create_dir(bench.path("scenarios")).unwrap();
+    for command in [
+        "replay FILE --resign",
+        "record FILE --name a/b",
+        "record FILE --name a/b --listen 192.0.2.1:4500",
+    ] {
+        bench.fails(2, &command.replace("FILE", file), message);
+    }
+    assert!(
+        fs::read_dir(bench.path("scenarios")).unwrap().next().is_none(),
+        "something was left behind"
+    );
+}
+
+#[test]
+fn a_recorded_scenario_says_that_its_capture_ended_early() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("scenarios")).unwrap();
+    let output = bench.run("record @truncated.pcap --name a/b");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("recorded up to there"));
+    let readme = fs::read_to_string(bench.path("scenarios/a/b/README.md")).unwrap();
+    assert!(readme.contains("ended early: "), "{readme}");
+    assert!(readme.contains("is truncated: packet 4"), "{readme}");
+}
+
 #[test]
 fn a_capture_that_may_not_be_read_ends_with_2() {
     let bench = Bench::new();
