@@ -290,3 +290,41 @@ fn completions_know_the_commands() {
     assert_ended(&output, 0);
     assert!(text(&output.stdout).contains("--fail-above"));
 }
+
+#[rstest]
+#[case::completions(&["completions", "bash"])]
+#[case::schema(&["schema"])]
+#[case::a_capture(&["show", "tests/captures/usec.pcap"])]
+fn output_that_finds_no_room_ends_with_3_and_is_no_panic(#[case] arguments: &[&str]) {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = run(packet_lab().args(arguments).stdout(full));
+    assert_ended(&output, 3);
+    let message = text(&output.stderr);
+    assert!(
+        message.contains("No space left on device") && !message.contains("panicked"),
+        "{message}"
+    );
+}
+
+#[rstest]
+fn every_commands_help_has_examples(
+    #[values(
+        "bench",
+        "completions",
+        "diff",
+        "doctor",
+        "fuzz",
+        "record",
+        "replay",
+        "run",
+        "schema",
+        "show",
+        "simulate"
+    )]
+    command: &str,
+) {
+    let output = run(packet_lab().args([command, "--help"]));
+    assert_ended(&output, 0);
+    let help = text(&output.stdout);
+    assert!(help.contains(&format!("\n  packet-lab {command}")), "{help}");
+}

@@ -28,7 +28,10 @@ const OLDEST_KERNEL: KernelVersion = match cfg!(target_arch = "aarch64") {
 #[command(
     after_help = "Loads the programs and runs each once; nothing is attached to any interface \
                   but of a namespace of its own. Ends with 0 if all \
-                  backends run and times mean something, else with 3."
+                  backends run and times mean something, else with 3.\n\n\
+                  Examples:\n  \
+                  packet-lab doctor\n  \
+                  packet-lab doctor --json | jq '.[] | select(.ok | not)'"
 )]
 pub struct Args {
     /// Print JSON

@@ -16,6 +16,7 @@ mod simulate;
 use std::{
     io::{self, Write as _},
     process::ExitCode,
+    sync::OnceLock,
 };
 
 use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
@@ -79,6 +80,10 @@ enum Command {
     /// Send many users' packets through the relay over virtual time, under attack, and judge every one
     Simulate(simulate::Args),
     /// Print a shell's completions
+    #[command(after_help = "Examples:\n  \
+                            packet-lab completions bash > /etc/bash_completion.d/packet-lab\n  \
+                            packet-lab completions fish > ~/.config/fish/completions/packet-lab.fish\n  \
+                            source <(packet-lab completions zsh)")]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -111,24 +116,39 @@ pub fn main() -> ExitCode {
         Command::Show(args) => show::execute(&args),
         Command::Simulate(args) => simulate::execute(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "packet-lab", &mut io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "packet-lab", &mut script);
+            line(String::from_utf8_lossy(&script).trim_end());
             Ok(Exit::Pass)
         }
     };
-    result
-        .unwrap_or_else(|(exit, error)| {
-            eprintln!("error: {error:#}");
-            exit
-        })
-        .into()
+    let exit = result.unwrap_or_else(|(exit, error)| {
+        eprintln!("error: {error:#}");
+        exit
+    });
+    match NOT_PRINTED.get() {
+        Some(error) => {
+            eprintln!("error: writing to standard output: {error}");
+            Exit::Environment.into()
+        }
+        None => exit.into(),
+    }
 }
+
+/// Why something could not be printed: the exit code tells.
+static NOT_PRINTED: OnceLock<io::Error> = OnceLock::new();
 
 /// What a command ends with: how, and why if not well.
 type Ended = Result<Exit, (Exit, anyhow::Error)>;
 
 /// Prints a line. A reader that has gone away, such as `head`, is no error.
 fn line(text: &str) {
-    let _ = writeln!(io::stdout(), "{text}");
+    if let Err(error) = writeln!(io::stdout(), "{text}")
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        // The first error is the one to tell.
+        let _ = NOT_PRINTED.set(error);
+    }
 }
 
 fn json(value: &impl Serialize) {

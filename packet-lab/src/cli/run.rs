@@ -102,7 +102,10 @@ fn load(args: &Args) -> Result<Vec<Scenario>, (Exit, anyhow::Error)> {
         }
         return Err((
             Exit::Usage,
-            anyhow::anyhow!("{count} faulty scenarios; nothing was run"),
+            anyhow::anyhow!(
+                "{count} faulty {}; nothing was run",
+                if count == 1 { "scenario" } else { "scenarios" }
+            ),
         ));
     }
     let has_tag = |scenario: &Scenario| args.tags.iter().any(|tag| scenario.file.tags.contains(tag));

@@ -120,6 +120,9 @@ fn show(args: &Args, capture: Capture, tokens: &Tokens, out: &mut impl Write) ->
         let all = format!("{} has no packet {wanted}", args.file.display());
         return Err(Stopped::Input(anyhow::anyhow!(all)));
     }
+    if shown == 0 {
+        eprintln!("note: {} has no packets", args.file.display());
+    }
     Ok(())
 }
 
