@@ -4,6 +4,12 @@
 # has other times and ports each time, and the tests know those that are committed.
 set -eu
 cd "$(dirname "$0")"
+for tool in ip ethtool ping python3 tcpdump dumpcap editcap mergecap text2pcap gzip zstd; do
+    command -v $tool >/dev/null || {
+        echo "make.sh needs $tool: apt-get install ethtool iproute2 iputils-ping python3 tcpdump tshark wireshark-common zstd" >&2
+        exit 1
+    }
+done
 work=$(mktemp -d)
 client=captures-client-$$ relay=captures-relay-$$
 trap 'ip netns del $client; ip netns del $relay; rm -rf "$work"' EXIT
