@@ -103,9 +103,9 @@ impl Envelope {
     /// As above.
     #[inline(always)]
     pub fn apply_as<F: Frame, I: Ip, O: Translated<I>>(&self, frame: &mut F, packet: &Packet<I>) -> Result<(), Reason> {
-        let mut udp = self.udp(packet);
+        let mut udp = self.udp::<I, O>(packet);
         if udp.checksum == 0 && I::IS_V4 && !O::IS_V4 {
-            udp = self.summed(frame, packet, udp)?;
+            udp = self.summed::<F, I, O>(frame, packet, udp)?;
         }
         let ip = O::translated(&packet.ip, &self.ip, &udp);
         let headers = ethernet::HEADER_BYTES + O::HEADER_BYTES + udp::HEADER_BYTES;
@@ -129,8 +129,8 @@ impl Envelope {
     }
 
     #[inline(always)]
-    fn udp<I: Ip>(&self, packet: &Packet<I>) -> Udp {
-        let change = self.stripped.and(self.ip.addresses(&packet.ip));
+    fn udp<I: Ip, O: Ip>(&self, packet: &Packet<I>) -> Udp {
+        let change = self.stripped.and(self.ip.addresses::<I, O>(&packet.ip));
         packet
             .udp
             .rewritten(self.source_port, self.destination_port, self.ip.transport_bytes, change)
@@ -138,13 +138,13 @@ impl Envelope {
 
     /// IPv6 has no UDP without a checksum (RFC 8200, section 8.1): one that IPv4 did without is computed.
     #[inline(always)]
-    fn summed<F: Frame, I: Ip>(&self, frame: &F, packet: &Packet<I>, udp: Udp) -> Result<Udp, Reason> {
+    fn summed<F: Frame, I: Ip, O: Ip>(&self, frame: &F, packet: &Packet<I>, udp: Udp) -> Result<Udp, Reason> {
         let bytes = self.ip.transport_bytes as usize - udp::HEADER_BYTES;
         if bytes > checksum::MAX_ADDED_BYTES {
             return Err(Reason::TooBig);
         }
         let payload = packet.payload_offset() + self.strip;
-        let change = self.ip.added().adding(frame, payload, bytes).ok_or(Reason::Truncated)?;
+        let change = self.ip.added::<O>().adding(frame, payload, bytes).ok_or(Reason::Truncated)?;
         Ok(udp.summed(change))
     }
 }

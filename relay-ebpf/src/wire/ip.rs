@@ -70,27 +70,26 @@ pub struct Rewrite {
 }
 
 impl Rewrite {
-    /// What replacing the addresses of `old`, of either family, does to a checksum that covers them.
+    /// What replacing the addresses of `old` by these, of family `O`, does to a checksum that covers them.
     #[inline(always)]
-    pub fn addresses<I: Ip>(&self, old: &I) -> Change {
-        let change = Change::default();
-        let change = old.source().0.iter().fold(change, |change, &word| change.without(word));
-        let change = old
-            .destination()
-            .0
-            .iter()
-            .fold(change, |change, &word| change.without(word));
-        change.and(self.added())
+    pub fn addresses<I: Ip, O: Ip>(&self, old: &I) -> Change {
+        let (source, destination) = (old.source(), old.destination());
+        let words = counted::<I>(&source).iter().chain(counted::<I>(&destination));
+        words
+            .fold(Change::default(), |change, &word| change.without(word))
+            .and(self.added::<O>())
     }
 
-    /// What adding the new addresses does to it.
+    /// What adding the new addresses, of family `O`, does to it.
     #[inline(always)]
-    pub fn added(&self) -> Change {
-        let change = Change::default();
-        let change = self.source.0.iter().fold(change, |change, &word| change.with(word));
-        self.destination
-            .0
-            .iter()
-            .fold(change, |change, &word| change.with(word))
+    pub fn added<O: Ip>(&self) -> Change {
+        let words = counted::<O>(&self.source).iter().chain(counted::<O>(&self.destination));
+        words.fold(Change::default(), |change, &word| change.with(word))
     }
+}
+
+/// The words of an address of family `I` that count in a checksum: those that are the same in all IPv4 addresses do not.
+#[inline(always)]
+fn counted<I: Ip>(address: &Address) -> &[u32] {
+    if I::IS_V4 { &address.0[3..] } else { &address.0 }
 }

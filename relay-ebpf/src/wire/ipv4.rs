@@ -110,7 +110,7 @@ impl Ip for Ipv4 {
         let checksum = u32::from_be(old_hop) as u16;
         let change = self
             .options
-            .and(new.addresses(self))
+            .and(new.addresses::<Self, Self>(self))
             .without(first)
             .with(new_first)
             .without((without_hop | (self.hop_limit() as u32) << 24).to_be())
