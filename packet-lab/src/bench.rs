@@ -330,7 +330,11 @@ impl Bench {
         let mut targets = ProgramArray::try_from(take(TARGETS)?)?;
         targets.set(TO_RELAY, relay.loaded().program().map_err(BackendError::from)?.fd()?, 0)?;
         targets.set(TO_FLOOR, program(&mut lab, FLOOR_PROGRAM)?.fd()?, 0)?;
-        let users = relay.maps().slots().iter().filter_map(|slot| slot.user.get(&HostMemory));
+        let users = relay
+            .maps()
+            .slots()
+            .iter()
+            .filter_map(|slot| slot.user.get(&HostMemory));
         Ok(Self {
             users: users.collect(),
             events: relay.loaded().maps.take_events(),

@@ -144,7 +144,11 @@ impl Envelope {
             return Err(Reason::TooBig);
         }
         let payload = packet.payload_offset() + self.strip;
-        let change = self.ip.added::<O>().adding(frame, payload, bytes).ok_or(Reason::Truncated)?;
+        let change = self
+            .ip
+            .added::<O>()
+            .adding(frame, payload, bytes)
+            .ok_or(Reason::Truncated)?;
         Ok(udp.summed(change))
     }
 }

@@ -39,7 +39,13 @@ fn every_path_is_the_one_that_its_row_is_named_for(#[values(false, true)] ipv6: 
         Reason::Replayed,
         Reason::RateLimited,
     ];
-    let relayed = ["floor", "relayed_hot", "relayed_uplink", "downlink_hot", "relayed_downlink"];
+    let relayed = [
+        "floor",
+        "relayed_hot",
+        "relayed_uplink",
+        "downlink_hot",
+        "relayed_downlink",
+    ];
     let expected: Vec<&str> = relayed.into_iter().chain(rejections.map(Reason::name)).collect();
     let paths: Vec<&str> = report.rows.iter().map(|row| row.path.as_str()).collect();
     assert_eq!(paths, expected);
