@@ -64,6 +64,24 @@ const CLIENT_MACS: [[u8; 6]; 4] = [[0x02, 0, 0, 0, 0, 0xc1], [0x02, 0, 0, 0, 0, 
 /// An IP protocol for experiments (RFC 3692).
 const EXPERIMENTAL: u8 = 253;
 
+/// Puts headers between the IPv6 header of a frame and what follows it.
+fn put_extension_headers(dice: &mut Dice, frame: &mut Vec<u8>) {
+    const NEXT_HEADER: usize = 14 + 6;
+    for _ in 0..dice.between(1, 4) {
+        let kind = pick(dice, &[0, 43, 44, 50, 51, 59, 60, 60, 135, 139, 140, EXPERIMENTAL]);
+        let more = if kind == 44 { 0 } else { dice.below(3) as u8 };
+        let mut header = vec![0; 8 * (usize::from(more) + 1)];
+        (header[0], header[1]) = (frame[NEXT_HEADER], more);
+        if one_in(dice, 8) {
+            header[1] = dice.number() as u8;
+        }
+        frame[NEXT_HEADER] = kind;
+        frame.splice(54..54, header);
+    }
+    let length = (frame.len() - 54) as u16;
+    frame[18..20].copy_from_slice(&length.to_be_bytes());
+}
+
 fn pick<T: Clone>(dice: &mut Dice, from: &[T]) -> T {
     from[dice.below(from.len() as u64) as usize].clone()
 }
@@ -542,6 +560,9 @@ impl<'a> Author<'a> {
             frame = frame.fragment(pick(dice, &[0, 0, 0, 1, 185]), one_in(dice, 2));
         }
         let mut bytes = frame.build();
+        if frame.from.is_ipv6() && one_in(dice, 24) {
+            put_extension_headers(dice, &mut bytes);
+        }
         if one_in(dice, 16) {
             let behind = dice.between(1, 30) as usize;
             bytes.extend(vec![dice.number() as u8; behind]);

@@ -74,22 +74,10 @@ impl Outline {
 
     pub(super) fn of_ipv6(ip: &LaxIpv6Slice<'_>) -> Self {
         let header = ip.header();
-        let part = ip
-            .extensions()
-            .clone()
-            .into_iter()
-            .find_map(|extension| match extension {
-                Ipv6ExtensionSlice::Fragment(fragment) => Some(Part {
-                    offset: u32::from(fragment.fragment_offset().byte_offset()),
-                    more: fragment.more_fragments(),
-                    identification: fragment.identification(),
-                }),
-                _ => None,
-            });
         Self {
             addresses: Some((header.source_addr().into(), header.destination_addr().into())),
             protocol: Some(ip.payload().ip_number.0),
-            part,
+            part: part_of_ipv6(ip),
             ..Self::default()
         }
     }
@@ -115,6 +103,28 @@ impl Outline {
     }
 }
 
+fn part_of_ipv6(ip: &LaxIpv6Slice<'_>) -> Option<Part> {
+    let mut left = ip.extensions().slice().len();
+    let mut extensions = ip.extensions().clone().into_iter();
+    // Not up to the iterator's end: of a chain that is cut short it reads headers that are not there.
+    while left > 0 {
+        left -= match extensions.next()? {
+            Ipv6ExtensionSlice::Fragment(fragment) => {
+                return Some(Part {
+                    offset: u32::from(fragment.fragment_offset().byte_offset()),
+                    more: fragment.more_fragments(),
+                    identification: fragment.identification(),
+                });
+            }
+            Ipv6ExtensionSlice::HopByHop(header)
+            | Ipv6ExtensionSlice::Routing(header)
+            | Ipv6ExtensionSlice::DestinationOptions(header) => header.slice().len(),
+            Ipv6ExtensionSlice::Authentication(header) => header.slice().len(),
+        };
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -135,6 +145,27 @@ mod tests {
         let later = Outline::of(&frame.fragment(2, false).build());
         assert_eq!((later.udp_endpoints(), later.is_udp()), (None, true));
         assert!(later.part.is_some_and(|part| !part.more && part.offset == 16));
+    }
+
+    #[test]
+    fn a_chain_of_extension_headers_that_is_cut_short_is_read_as_far_as_it_goes() {
+        let mut frame = UdpFrame::new(address("[2001:db8:9::9]:1"), address("[2001:db8::1]:2"), [0; 64]).build();
+        let next_header = 14 + 6;
+        for (kind, name) in [
+            (60, "destination options"),
+            (43, "routing"),
+            (44, "fragment"),
+            (51, "authentication"),
+        ] {
+            // A header of destination options that says that this one follows, where the frame ends.
+            frame[next_header] = 60;
+            frame.truncate(14 + 40);
+            frame.extend([kind, 0, 1, 4, 0, 0, 0, 0]);
+            for more in 0..8 {
+                assert_eq!(Outline::of(&frame).part, None, "{name}, {more} bytes of it");
+                frame.push(0);
+            }
+        }
     }
 
     #[test]
