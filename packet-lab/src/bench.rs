@@ -86,7 +86,7 @@ pub enum BenchError {
 /// What to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Users at random, 1 to 149,000.
+    /// Users at random, 1 to 1,599,999.
     pub users: u32,
     /// Bytes of payload, at least 54: so long that all the feeder writes is in the frame.
     pub payload_bytes: usize,

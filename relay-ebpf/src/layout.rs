@@ -47,7 +47,7 @@ pub const CLOCK_PROGRAM: &str = "relay_clock";
 /// Most listeners of one relay.
 pub const MAX_LISTENERS: usize = 8;
 /// Most egress addresses of one family of one relay.
-pub const MAX_EGRESS: usize = 8;
+pub const MAX_EGRESS: usize = 32;
 /// In the blocklist: packets from this prefix are dropped.
 pub const BLOCKED: u32 = 1;
 /// In the blocklist: they are not, whatever shorter prefix blocks them. All IPv4 addresses together are a prefix of

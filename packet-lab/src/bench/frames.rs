@@ -11,7 +11,7 @@ use crate::{
     world::{Destination, NextHop, User, World, address},
 };
 
-/// Ports of each of three egress addresses: room for 150,000 users.
+/// Ports of each egress address; there are as many addresses as the users need.
 const EGRESS_PORTS: u16 = 50_000;
 /// Destinations that the users share, each with an entry of its own.
 const DESTINATIONS: u32 = 1_000;
@@ -132,25 +132,35 @@ fn head(from: SocketAddr, to: SocketAddr, payload: Vec<u8>) -> Head {
 
 fn world(options: Options) -> World {
     let mut world = World::new();
-    let (listener, egress) = if options.ipv6 {
-        ("[2001:db8::1]:4500", ["2001:db8::1", "2001:db8::2", "2001:db8::3"])
+    let (listener, first_egress): (_, IpAddr) = if options.ipv6 {
+        ("[2001:db8::1]:4500", address("2001:db8::1"))
     } else {
-        ("192.0.2.1:4500", ["192.0.2.1", "192.0.2.2", "192.0.2.3"])
+        ("192.0.2.1:4500", address("192.0.2.1"))
     };
+    let slots = options.users + 1;
     world.lab_clock = false;
     world.latency_sample = LATENCY_SAMPLE;
     world.event_sample = EVENT_SAMPLE;
     world.listeners = vec![address(listener)];
-    world.egress = egress.map(address).to_vec();
+    world.egress = egress(first_egress, slots.div_ceil(EGRESS_PORTS.into()));
     world.egress_ports = EGRESS_PORTS;
     world.header_key = options.header_protection.then_some([0xf0; 16]);
-    world.max_users = options.users + 1;
+    world.max_users = slots;
     let shared = DESTINATIONS.min(options.users);
     world.destinations = (0..shared).map(|index| destination(index, options.ipv6)).collect();
     world.users = (0..world.max_users)
         .map(|slot| user(slot, world.destinations[(slot % shared) as usize].to))
         .collect();
     world
+}
+
+/// So many addresses, one after the other.
+fn egress(first: IpAddr, count: u32) -> Vec<IpAddr> {
+    let addresses = |nth: u32| match first {
+        IpAddr::V4(v4) => IpAddr::from((v4.to_bits() + nth).to_be_bytes()),
+        IpAddr::V6(v6) => IpAddr::from((v6.to_bits() + u128::from(nth)).to_be_bytes()),
+    };
+    (0..count).map(addresses).collect()
 }
 
 fn client(slot: u32, ipv6: bool) -> SocketAddr {

@@ -24,7 +24,7 @@ use super::{Ended, Exit, json, line};
 )]
 pub struct Args {
     /// Users at random
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = value_parser!(u32).range(1..=149_000))]
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = value_parser!(u32).range(1..=1_599_999))]
     users: u32,
     /// Payload of each packet, not counting the token
     #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = value_parser!(u32).range(54..=1_400))]

@@ -94,7 +94,7 @@ fn one_in(dice: &mut Dice, often: u64) -> bool {
 pub(super) fn world(dice: &mut Dice) -> World {
     let mut some = |all: &[&str], least: u64| -> usize { dice.between(least, all.len() as u64) as usize };
     let (listeners, egress, destinations) = (some(&LISTENERS, 2), some(&EGRESS, 2), some(&DESTINATIONS, 2));
-    // A relay has at most 8 egress addresses of a family: with fewer ports some slots would have none of them.
+    // A relay has at most 32 egress addresses of a family: with fewer ports some slots would have none of them.
     let egress_ports = dice.between(2, 8) as u16;
     let mut world = World {
         relay_id: pick(dice, &[0, 7, u32::MAX]),
