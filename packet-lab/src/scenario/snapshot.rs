@@ -120,7 +120,7 @@ fn contents(text: &str) -> &str {
 /// # Errors
 /// If it cannot be written.
 pub fn write(folder: &Path, text: &str) -> io::Result<()> {
-    let head = "---\nsource: packet-lab/tests/scenarios.rs\n---\n";
+    let head = "---\nsource: scenarios/scenarios.rs\n---\n";
     let text = text.trim_end();
     fs::write(folder.join(FILE_NAME), format!("{head}{text}\n"))?;
     // What a test left for review is about another snapshot now.

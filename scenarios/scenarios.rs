@@ -58,3 +58,10 @@ fn assert_snapshot(scenario: &Scenario, outcome: &Outcome) {
         insta::assert_snapshot!(snapshot::NAME, text);
     });
 }
+
+/// `cargo insta review` looks for them in the folders of packages and of their targets' sources.
+#[test]
+fn this_file_is_where_the_snapshots_are() {
+    let folder = Path::new(file!()).parent();
+    assert!(folder.is_some_and(|folder| folder.ends_with("scenarios")), "{folder:?}");
+}
