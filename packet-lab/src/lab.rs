@@ -220,7 +220,7 @@ fn failed(backend: &'static str) -> impl FnOnce(BackendError) -> LabError {
 
 fn observe(backend: &mut dyn Backend, watched: &[u32], now_ns: u64, frame: &[u8]) -> Result<Observation, BackendError> {
     let users = |backend: &dyn Backend| -> Vec<UserState> { watched.iter().map(|&slot| backend.user(slot)).collect() };
-    let (users_before, counters_before) = (users(backend), backend.counters()?);
+    let (users_before, counters_before, answers_before) = (users(backend), backend.counters()?, backend.answers()?);
     let processed = backend.process(now_ns, frame)?;
     let (users_after, counters_after) = (users(backend), backend.counters()?);
     let changed = watched.iter().copied().zip(users_before.into_iter().zip(users_after));
@@ -233,6 +233,7 @@ fn observe(backend: &mut dyn Backend, watched: &[u32], now_ns: u64, frame: &[u8]
             .map(|(slot, (before, after))| (slot, before, after))
             .collect(),
         counters: moved(&counters_before, &counters_after),
+        answers: backend.answers()?.wrapping_sub(answers_before),
     })
 }
 

@@ -97,6 +97,8 @@ pub struct Observation {
     pub users: Vec<(u32, UserState, UserState)>,
     /// Every counter that moved, and by how much.
     pub counters: Counters,
+    /// ICMP messages that the relay counts as sent.
+    pub answers: u64,
 }
 
 impl Observation {
@@ -196,6 +198,9 @@ impl Display for Observation {
                 }
             }
         }
+        if self.answers > 0 {
+            writeln!(f, "ICMP messages: {}", self.answers)?;
+        }
         Ok(())
     }
 }
@@ -211,6 +216,7 @@ pub fn differences(first: &Observation, second: &Observation) -> Vec<(String, St
     };
     compare("verdict".into(), first.verdict.to_string(), second.verdict.to_string());
     compare("counted".into(), counted(first), counted(second));
+    compare("ICMP messages".into(), first.answers.to_string(), second.answers.to_string());
     for difference in inspect::compare(&first.output, &second.output) {
         let value = |side: Option<String>| side.unwrap_or_else(|| "none".to_owned());
         compare(

@@ -64,6 +64,8 @@ pub struct World {
     pub drop_unmatched: bool,
     /// Largest IP packet that fits the link to the clients, in bytes.
     pub mtu: u16,
+    /// ICMP messages that the relay sends per second, to all together; 0 for none.
+    pub icmp_per_second: u32,
     /// Whether time is the lab's; otherwise it is the kernel's, as in production.
     pub lab_clock: bool,
     /// One drop in this many of each reason becomes an event (a power of two), 0 for none.
@@ -94,6 +96,7 @@ impl World {
             max_users: 16,
             drop_unmatched: false,
             mtu: 1500,
+            icmp_per_second: 1_000,
             lab_clock: true,
             event_sample: 0,
             latency_sample: 0,

@@ -286,11 +286,19 @@ impl Backend for Faulty {
         Ok(counters)
     }
 
+    fn answers(&self) -> Result<u64, BackendError> {
+        self.inner.answers()
+    }
+
     fn user(&self, slot: u32) -> UserState {
         if self.fault == Fault::ForgetsUsers {
             return UserState::default();
         }
         self.inner.user(slot)
+    }
+
+    fn forget_answers(&mut self) {
+        self.inner.forget_answers();
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

@@ -172,17 +172,18 @@ fn restart<M: Memory>(memory: &M, state: &StateEntry, newest: u64, pn: u64) -> b
     raised
 }
 
-/// Takes one packet from the user's budget, if it has one left: `burst` at once, then one every `interval_ns`.
+/// Takes one packet from the budget whose TAT this is, if it has one left: `burst` at once, then one every
+/// `interval_ns`.
 #[inline(always)]
-pub fn spend<M: Memory>(memory: &M, state: &StateEntry, interval_ns: u32, burst: u32, now_ns: u64) -> bool {
+pub fn spend<M: Memory>(memory: &M, tat_ns: &AtomicU64, interval_ns: u32, burst: u32, now_ns: u64) -> bool {
     let burst_ns = burst as u64 * interval_ns as u64;
     for _ in 0..memory.tries() {
-        let tat = memory.load(&state.tat_ns);
+        let tat = memory.load(tat_ns);
         let next = if tat > now_ns { tat } else { now_ns }.wrapping_add(interval_ns as u64);
         if next.wrapping_sub(now_ns) > burst_ns {
             return false;
         }
-        if memory.compare_exchange(&state.tat_ns, tat, next).is_ok() {
+        if memory.compare_exchange(tat_ns, tat, next).is_ok() {
             return true;
         }
     }
@@ -356,12 +357,12 @@ mod tests {
         ) {
             let state = StateEntry::default();
             for _ in 0..burst {
-                prop_assert!(spend(&M, &state, interval, burst, start));
+                prop_assert!(spend(&M, &state.tat_ns, interval, burst, start));
             }
-            prop_assert!(!spend(&M, &state, interval, burst, start));
-            prop_assert!(!spend(&M, &state, interval, burst, start + interval as u64 - 1));
-            prop_assert!(spend(&M, &state, interval, burst, start + interval as u64));
-            prop_assert!(!spend(&M, &state, interval, burst, start + interval as u64));
+            prop_assert!(!spend(&M, &state.tat_ns, interval, burst, start));
+            prop_assert!(!spend(&M, &state.tat_ns, interval, burst, start + interval as u64 - 1));
+            prop_assert!(spend(&M, &state.tat_ns, interval, burst, start + interval as u64));
+            prop_assert!(!spend(&M, &state.tat_ns, interval, burst, start + interval as u64));
         }
     }
 
@@ -407,7 +408,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..20_000 {
-                        if spend(&M, &state, 1000, 5_000, 7) {
+                        if spend(&M, &state.tat_ns, 1000, 5_000, 7) {
                             spent.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
                         }
                     }

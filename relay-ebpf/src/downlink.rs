@@ -5,7 +5,7 @@ use crate::{
     layout::{MAX_LISTENERS, Settings, SlotEntry},
     platform::Platform,
     translate::{Envelope, Packet},
-    verdict::Reason,
+    verdict::{Fate, Reason},
     wire::{
         Address, Be16, Frame,
         checksum::Change,
@@ -39,10 +39,8 @@ pub fn slot(settings: &Settings, address: Address, port: Be16) -> Option<u32> {
 
 /// Decides about a packet for the egress address and port of `slot`, and rewrites it if it is to be transmitted.
 #[inline(always)]
-pub fn process<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P, packet: &Packet<I>, slot: u32) -> Reason {
-    match relay(frame, platform, packet, slot) {
-        Ok(reason) | Err(reason) => reason,
-    }
+pub fn process<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P, packet: &Packet<I>, slot: u32) -> Fate {
+    relay(frame, platform, packet, slot).unwrap_or_else(Fate::Settled)
 }
 
 #[inline(always)]
@@ -51,7 +49,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     platform: &P,
     packet: &Packet<I>,
     slot: u32,
-) -> Result<Reason, Reason> {
+) -> Result<Fate, Reason> {
     let settings = platform.settings();
     let unsolicited = Reason::Unsolicited;
     if slot >= settings.max_users {
@@ -91,11 +89,11 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         strip: 0,
         stripped: Change::default(),
     };
-    if envelope.total_bytes() > settings.mtu as usize {
-        return Err(Reason::TooBig);
+    if let Some(too_big) = envelope.check_size::<I>(settings.mtu as usize) {
+        return Ok(too_big);
     }
     envelope.apply(frame, packet)?;
     platform.add(&state.downlink_packets, 1);
     platform.add(&state.downlink_bytes, payload as u64);
-    Ok(Reason::Relayed)
+    Ok(Fate::Settled(Reason::Relayed))
 }

@@ -60,6 +60,10 @@ impl Platform for Host {
         self.destinations.get(index as usize)
     }
 
+    fn icmp_tat(&self) -> Option<&AtomicU64> {
+        Some(&self.control.icmp_tat_ns)
+    }
+
     fn block_generation(&self) -> u16 {
         self.control.block_generation.load(Ordering::Relaxed) as u16
     }
@@ -156,6 +160,14 @@ impl Frame for HostFrame {
             return None;
         }
         self.0.drain(..removed);
+        Some(())
+    }
+
+    fn truncate(&mut self, bytes: usize) -> Option<()> {
+        if bytes < crate::wire::ethernet::HEADER_BYTES || bytes > self.0.len() {
+            return None;
+        }
+        self.0.truncate(bytes);
         Some(())
     }
 }

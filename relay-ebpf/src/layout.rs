@@ -26,7 +26,8 @@ pub mod map {
     pub const BLOCKLIST: &str = "blocklist";
     /// ARRAY of one [`Control`](super::Control): what changes while the program runs.
     pub const CONTROL: &str = "control";
-    /// PERCPU_ARRAY of `[packets, bytes]` as u64, by [`Reason::counter`](crate::verdict::Reason::counter).
+    /// PERCPU_ARRAY of `[packets, bytes]` as u64, by [`Reason::counter`](crate::verdict::Reason::counter) and
+    /// [`Direction::answers`](crate::verdict::Direction::answers).
     pub const COUNTERS: &str = "counters";
     /// PERCPU_ARRAY of one [`Latency`](super::Latency).
     pub const LATENCY: &str = "latency";
@@ -115,6 +116,10 @@ pub struct Settings {
     pub event_sample: u32,
     /// Largest IP packet that fits the link to the clients, in bytes.
     pub mtu: u32,
+    /// Nanoseconds that one ICMP message spends of the limit of all: `1e9 / rate`; 0: none is sent.
+    pub icmp_interval_ns: u32,
+    /// ICMP messages that may be sent at once.
+    pub icmp_burst: u32,
     /// Zero.
     pub reserved: u32,
     /// The interface's own MAC address.
@@ -127,6 +132,19 @@ pub struct Settings {
     pub egress_v6: [Address; MAX_EGRESS],
 }
 
+impl Settings {
+    /// Limits ICMP messages to so many a second, 0 for none, and a tenth of that at once, but at least one.
+    #[cfg(not(target_arch = "bpf"))]
+    #[must_use]
+    pub const fn with_icmp_limit(mut self, per_second: u32) -> Self {
+        if per_second > 0 {
+            self.icmp_interval_ns = 1_000_000_000 / per_second;
+            self.icmp_burst = per_second.div_ceil(10);
+        }
+        self
+    }
+}
+
 /// What the control process (or the lab) changes while the program runs.
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -135,6 +153,8 @@ pub struct Control {
     pub lab_now_ns: AtomicU64,
     /// 0 while the blocklist is empty, else a number (1 to 65535) that changes whenever the blocklist does.
     pub block_generation: AtomicU64,
+    /// Theoretical arrival time of the limit of ICMP messages (GCRA), on the program's clock; the program's own.
+    pub icmp_tat_ns: AtomicU64,
 }
 
 /// One user, as the control process publishes it (a plain value; the map holds [`UserEntry`]).
@@ -415,8 +435,8 @@ pub struct DropEvent {
 
 const _: () = {
     assert!(size_of::<Listener>() == 40);
-    assert!(size_of::<Settings>() == 72 + 40 * MAX_LISTENERS + 32 * MAX_EGRESS);
-    assert!(size_of::<Control>() == 16);
+    assert!(size_of::<Settings>() == 80 + 40 * MAX_LISTENERS + 32 * MAX_EGRESS);
+    assert!(size_of::<Control>() == 24);
     assert!(size_of::<SlotEntry>() == 256);
     assert!(offset_of!(SlotEntry, state.tat_ns) == 64 && offset_of!(SlotEntry, state.window) == 128);
     assert!(size_of::<DestinationEntry>() == 64);

@@ -10,6 +10,7 @@
 
 pub mod admission;
 pub mod downlink;
+pub mod errors;
 #[cfg(not(target_arch = "bpf"))]
 pub mod host;
 pub mod layout;
@@ -23,7 +24,7 @@ pub mod wire;
 use layout::{Listener, Settings};
 use platform::Platform;
 use translate::Packet;
-use verdict::{Direction, Reason};
+use verdict::{Direction, Fate, Reason, Verdict};
 use wire::{Frame, ethernet, ip::Ip, ipv4::Ipv4, ipv6::Ipv6};
 
 /// What became of a packet.
@@ -31,18 +32,57 @@ use wire::{Frame, ethernet, ip::Ip, ipv4::Ipv4, ipv6::Ipv6};
 pub struct Outcome {
     /// Which way it was going; uplink for unrelated traffic.
     pub direction: Direction,
-    /// Why it was treated so; [`Reason::verdict`] says what the kernel is told.
+    /// Why it was treated so.
     pub reason: Reason,
+    /// Whether the frame has become an ICMP message to its sender.
+    pub answered: bool,
 }
 
-const UNRELATED: Outcome = Outcome {
+impl Outcome {
+    /// What the kernel is told; `drop_unmatched` is the operator's choice for unsolicited packets.
+    #[inline(always)]
+    #[must_use]
+    pub const fn verdict(self, drop_unmatched: bool) -> Verdict {
+        if self.answered {
+            Verdict::Tx
+        } else {
+            self.reason.verdict(drop_unmatched)
+        }
+    }
+}
+
+/// What is decided about a packet. All of it is done but what is rare.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Decision {
+    /// Which way it was going; uplink for unrelated traffic.
+    pub direction: Direction,
+    /// What becomes of it.
+    pub fate: Fate,
+}
+
+const UNRELATED: Decision = Decision {
     direction: Direction::Uplink,
-    reason: Reason::Unrelated,
+    fate: Fate::Settled(Reason::Unrelated),
 };
 
-/// Decides about a frame and, if it is to be transmitted, rewrites it. A frame that is to be passed is not changed.
-#[inline(always)]
+/// Decides about a frame, rewrites it if it is to be transmitted, and answers it if it is to be answered. A frame that is
+/// to be passed is not changed.
 pub fn process<F: Frame, P: Platform>(frame: &mut F, platform: &P) -> Outcome {
+    let Decision { direction, fate } = decide(frame, platform);
+    let answered = match fate {
+        Fate::TooBig { mtu } => errors::answer(frame, platform, mtu).is_some(),
+        Fate::Settled(_) => false,
+    };
+    Outcome {
+        direction,
+        reason: fate.reason(),
+        answered,
+    }
+}
+
+/// Decides about a frame and, if it is to be transmitted, rewrites it: all of [`process`] that is not rare.
+#[inline(always)]
+pub fn decide<F: Frame, P: Platform>(frame: &mut F, platform: &P) -> Decision {
     match ethernet::ethertype(frame) {
         Some(Ipv4::ETHERTYPE) => process_ip::<F, P, Ipv4>(frame, platform),
         Some(Ipv6::ETHERTYPE) => process_ip::<F, P, Ipv6>(frame, platform),
@@ -51,23 +91,21 @@ pub fn process<F: Frame, P: Platform>(frame: &mut F, platform: &P) -> Outcome {
 }
 
 #[inline(always)]
-fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P) -> Outcome {
+fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P) -> Decision {
     let Some(packet) = Packet::<I>::parse(frame, ethernet::HEADER_BYTES) else {
         return UNRELATED;
     };
     let settings = platform.settings();
     if let Some((listener, index)) = listener(settings, &packet) {
-        let reason = uplink::process(frame, platform, &packet, listener, index);
-        return Outcome {
+        return Decision {
             direction: Direction::Uplink,
-            reason,
+            fate: uplink::process(frame, platform, &packet, listener, index),
         };
     }
     if let Some(slot) = downlink::slot(settings, packet.ip.destination(), packet.udp.destination) {
-        let reason = downlink::process(frame, platform, &packet, slot);
-        return Outcome {
+        return Decision {
             direction: Direction::Downlink,
-            reason,
+            fate: downlink::process(frame, platform, &packet, slot),
         };
     }
     UNRELATED

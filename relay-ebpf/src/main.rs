@@ -22,26 +22,24 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, xdp_action},
-    helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_load_bytes},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, xdp_action, xdp_md},
+    helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_load_bytes},
     macros::{map, xdp},
     maps::{Array, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
     programs::XdpContext,
 };
 use relay_ebpf::{
-    Outcome,
+    Decision, decide, errors,
     layout::{
         BLOCKED, Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, Settings, SlotEntry,
     },
     platform::{Memory, Platform, TRIES},
-    process,
-    verdict::{Direction, Reason, Verdict},
+    verdict::{COUNTERS, Fate, Verdict},
     wire::{Address, Frame, Word},
 };
 
 /// Sizes of maps that the loader sets from the configuration.
 const BY_CONFIGURATION: u32 = 1;
-const COUNTERS: u32 = (Reason::ALL.len() * Direction::ALL.len()) as u32;
 
 #[unsafe(no_mangle)]
 static SETTINGS: Settings = Settings {
@@ -59,6 +57,8 @@ static SETTINGS: Settings = Settings {
     latency_sample: 0,
     event_sample: 0,
     mtu: 0,
+    icmp_interval_ns: 0,
+    icmp_burst: 0,
     reserved: 0,
     mac: relay_ebpf::wire::Mac::new([0; 6]),
     listeners: [relay_ebpf::layout::Listener {
@@ -97,11 +97,18 @@ pub fn relay(ctx: XdpContext) -> u32 {
     let timer = Timer::start(platform.settings);
     let mut frame = PacketFrame::new(&ctx);
     let bytes = frame.bytes() as u64;
-    let outcome = process(&mut frame, &platform);
-    let nth = count(outcome, bytes);
-    let verdict = outcome.reason.verdict(platform.settings.drop_unmatched != 0);
+    let Decision { direction, fate } = decide(&mut frame, &platform);
+    let reason = fate.reason();
+    let nth = count(reason.counter(direction), bytes);
+    let mut verdict = reason.verdict(platform.settings.drop_unmatched != 0);
     if let Verdict::Drop = verdict {
-        report(&ctx, &platform, outcome, bytes, nth);
+        report(&ctx, &platform, reason as u8, direction as u8, bytes, nth);
+    }
+    if let Fate::TooBig { mtu } = fate
+        && answer(ctx.ctx, mtu)
+    {
+        count(direction.answers(), frame.bytes() as u64);
+        verdict = Verdict::Tx;
     }
     timer.stop();
     match verdict {
@@ -122,10 +129,17 @@ pub fn relay_clock(ctx: XdpContext) -> u32 {
     }
 }
 
+/// [`errors::answer`]. A function of its own in the program, too: what packets that need no answer take is not more for it.
+#[inline(never)]
+fn answer(ctx: *mut xdp_md, mtu: usize) -> bool {
+    let ctx = XdpContext::new(ctx);
+    errors::answer(&mut PacketFrame::new(&ctx), &Kernel::new(), mtu).is_some()
+}
+
 /// Counts the packet, and returns how many like it this CPU counted before.
 #[inline(always)]
-fn count(outcome: Outcome, bytes: u64) -> u64 {
-    let Some(counter) = COUNTS.get_ptr_mut(outcome.reason.counter(outcome.direction)) else {
+fn count(counter: u32, bytes: u64) -> u64 {
+    let Some(counter) = COUNTS.get_ptr_mut(counter) else {
         return 0;
     };
     // SAFETY: the pointer is to this CPU's element, which nothing else writes while the program runs.
@@ -139,7 +153,7 @@ fn count(outcome: Outcome, bytes: u64) -> u64 {
 
 /// Sends a sampled drop to the control process. A full ring loses it: drops are counted, events are samples.
 #[inline(always)]
-fn report(ctx: &XdpContext, platform: &Kernel, outcome: Outcome, bytes: u64, nth: u64) {
+fn report(ctx: &XdpContext, platform: &Kernel, reason: u8, direction: u8, bytes: u64, nth: u64) {
     let sample = platform.settings.event_sample as u64;
     if sample == 0 || nth & (sample - 1) != 0 {
         return;
@@ -162,8 +176,8 @@ fn report(ctx: &XdpContext, platform: &Kernel, outcome: Outcome, bytes: u64, nth
     // the verifier walk it byte by byte.
     let loaded = unsafe {
         (&raw mut (*event).now_ns).write(platform.now_ns());
-        (&raw mut (*event).reason).write(outcome.reason as u8);
-        (&raw mut (*event).direction).write(outcome.direction as u8);
+        (&raw mut (*event).reason).write(reason);
+        (&raw mut (*event).direction).write(direction);
         (&raw mut (*event).captured).write(captured as u16);
         (&raw mut (*event).length).write(bytes as u32);
         let target = (&raw mut (*event).bytes).cast::<u64>();
@@ -298,6 +312,11 @@ impl Platform for Kernel {
     }
 
     #[inline(always)]
+    fn icmp_tat(&self) -> Option<&AtomicU64> {
+        self.control().map(|control| &control.icmp_tat_ns)
+    }
+
+    #[inline(always)]
     fn block_generation(&self) -> u16 {
         self.control()
             .map_or(0, |control| self.load(&control.block_generation) as u16)
@@ -425,6 +444,18 @@ impl Frame for PacketFrame<'_> {
     fn move_start(&mut self, bytes: isize) -> Option<()> {
         // SAFETY: the context is the program's own. All pointers into the packet are derived anew afterwards.
         let result = unsafe { bpf_xdp_adjust_head(self.ctx.ctx, bytes as i32) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, bytes: usize) -> Option<()> {
+        // Opaque, or the compiler subtracts from the end, which the verifier does not let it do.
+        let surplus = opaque(self.bytes() as *mut u8) as i32 - bytes as i32;
+        if surplus < 0 {
+            return None;
+        }
+        // SAFETY: as in `strip`.
+        let result = unsafe { bpf_xdp_adjust_tail(self.ctx.ctx, -surplus) };
         (result == 0).then_some(())
     }
 }

@@ -55,6 +55,9 @@ pub trait Platform: Memory {
     /// A destination, `None` past the end of the map.
     fn destination(&self, index: u32) -> Option<&DestinationEntry>;
 
+    /// The limit of ICMP messages: [`Control::icmp_tat_ns`](crate::layout::Control::icmp_tat_ns).
+    fn icmp_tat(&self) -> Option<&AtomicU64>;
+
     /// 0 while the blocklist is empty, else a number that changes with it.
     fn block_generation(&self) -> u16;
 

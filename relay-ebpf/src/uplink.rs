@@ -6,7 +6,7 @@ use crate::{
     platform::Platform,
     token::{self, TOKEN_BYTES, Token},
     translate::{Envelope, Packet},
-    verdict::Reason,
+    verdict::{Fate, Reason},
     wire::{
         Address, Frame, Mac,
         checksum::Change,
@@ -27,10 +27,8 @@ pub fn process<F: Frame, P: Platform, I: Ip>(
     packet: &Packet<I>,
     listener: &Listener,
     listener_index: u8,
-) -> Reason {
-    match relay(frame, platform, packet, listener, listener_index) {
-        Ok(reason) | Err(reason) => reason,
-    }
+) -> Fate {
+    relay(frame, platform, packet, listener, listener_index).unwrap_or_else(Fate::Settled)
 }
 
 #[inline(always)]
@@ -40,7 +38,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     packet: &Packet<I>,
     listener: &Listener,
     listener_index: u8,
-) -> Result<Reason, Reason> {
+) -> Result<Fate, Reason> {
     let settings = platform.settings();
     if packet.ip.is_fragment() {
         return Err(Reason::Fragment);
@@ -90,20 +88,23 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     if moved && generation != 0 && platform.is_blocked(client.address) {
         return Err(Reason::BlockedSource);
     }
-    if !admission::spend(platform, state, user.interval_ns, user.burst, now_ns) {
+    if !admission::spend(platform, &state.tat_ns, user.interval_ns, user.burst, now_ns) {
         return Err(Reason::RateLimited);
     }
     if moved && admitted.newest {
         client.store(platform, state, token.pn(), generation);
     }
     if payload == 0 {
-        return reflect(frame, packet, mac, settings.mac);
+        return reflect(frame, packet, mac, settings.mac).map(Fate::Settled);
     }
-    let envelope = address(platform, packet, &user, payload, strip(travelled))?;
+    let (envelope, mtu) = address(platform, packet, &user, payload, strip(travelled))?;
+    if let Some(too_big) = envelope.check_size::<I>(mtu) {
+        return Ok(too_big);
+    }
     envelope.apply(frame, packet)?;
     platform.add(&state.uplink_packets, 1);
     platform.add(&state.uplink_bytes, payload as u64);
-    Ok(Reason::Relayed)
+    Ok(Fate::Settled(Reason::Relayed))
 }
 
 #[inline(always)]
@@ -125,7 +126,7 @@ fn strip(travelled: [u64; 3]) -> Change {
     })
 }
 
-/// Finds where the packet goes and what its headers become.
+/// Finds where the packet goes, what its headers become, and how large a packet may be there.
 #[inline(always)]
 fn address<P: Platform, I: Ip>(
     platform: &P,
@@ -133,7 +134,7 @@ fn address<P: Platform, I: Ip>(
     user: &User,
     payload: u16,
     stripped: Change,
-) -> Result<Envelope, Reason> {
+) -> Result<(Envelope, usize), Reason> {
     let settings = platform.settings();
     let unresolved = Reason::DestinationUnresolved;
     let destination = platform.destination(user.destination).ok_or(unresolved)?;
@@ -157,10 +158,7 @@ fn address<P: Platform, I: Ip>(
         strip: TOKEN_BYTES,
         stripped,
     };
-    if envelope.total_bytes() > next_hop.mtu as usize {
-        return Err(Reason::TooBig);
-    }
-    Ok(envelope)
+    Ok((envelope, next_hop.mtu as usize))
 }
 
 #[inline(always)]

@@ -46,7 +46,17 @@ impl Direction {
             Self::Downlink => "downlink",
         }
     }
+
+    /// Where ICMP messages that answer packets of this direction are counted, in `counters`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn answers(self) -> u32 {
+        (Reason::ALL.len() * Self::ALL.len()) as u32 + self as u32
+    }
 }
+
+/// How many counters there are, in `counters`.
+pub const COUNTERS: u32 = ((Reason::ALL.len() + 1) * Direction::ALL.len()) as u32;
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident => $name:literal,)+) => {
@@ -115,6 +125,30 @@ reasons! {
     Unsolicited => "unsolicited",
 }
 
+/// What a path makes of a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fate {
+    /// It is treated so, and nothing is left to do.
+    Settled(Reason),
+    /// It is [`Reason::TooBig`], and its sender may be told that IP packets of `mtu` bytes get through.
+    TooBig {
+        /// The largest packet that the sender may send.
+        mtu: usize,
+    },
+}
+
+impl Fate {
+    /// Why the packet is treated so.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Settled(reason) => reason,
+            Self::TooBig { .. } => Reason::TooBig,
+        }
+    }
+}
+
 impl Reason {
     /// The verdict that this reason leads to; `drop_unmatched` is the operator's choice for unsolicited packets.
     #[inline(always)]
@@ -154,7 +188,7 @@ mod tests {
 
     #[test]
     fn names_are_distinct_and_counters_do_not_overlap() {
-        let mut counters = [false; Reason::ALL.len() * Direction::ALL.len()];
+        let mut counters = [false; COUNTERS as usize];
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
             assert!(Reason::ALL[..i].iter().all(|other| other.name() != reason.name()));
@@ -163,6 +197,11 @@ mod tests {
                 assert!(!*seen, "{reason:?} {direction:?} shares a counter");
                 *seen = true;
             }
+        }
+        for direction in Direction::ALL {
+            let seen = &mut counters[direction.answers() as usize];
+            assert!(!*seen, "answers {direction:?} share a counter");
+            *seen = true;
         }
         assert!(counters.iter().all(|&seen| seen));
     }

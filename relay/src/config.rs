@@ -22,7 +22,7 @@ use self::read::{Raw, Reader};
 pub const DEFAULT_FILE: &str = "/etc/lumenlink/relay.toml";
 
 /// Every key, `section.name`, and what it says.
-pub const KEYS: [(&str, &str); 20] = [
+pub const KEYS: [(&str, &str); 21] = [
     ("interface", "Where packets arrive and leave [default: eth0]"),
     (
         "listen",
@@ -72,6 +72,10 @@ pub const KEYS: [(&str, &str); 20] = [
         "limits.burst",
         "A user's burst where it has none of its own [default: 1000]",
     ),
+    (
+        "limits.icmp_per_second",
+        "ICMP messages that the relay sends, to all together; 0 for none [default: 1000]",
+    ),
     ("xdp.mode", "auto, native or generic [default: auto]"),
     ("xdp.persist", "Keep forwarding without the process [default: false]"),
     (
@@ -83,6 +87,8 @@ pub const KEYS: [(&str, &str); 20] = [
 
 /// Packets per second that a user may be given.
 pub const RATES: std::ops::RangeInclusive<u32> = 1..=10_000_000;
+/// ICMP messages per second that the relay may send.
+pub const ICMP_RATES: std::ops::RangeInclusive<u32> = 0..=1_000_000;
 /// Packets that a user may be given to send at once.
 pub const BURSTS: std::ops::RangeInclusive<u32> = 1..=1_000_000;
 
@@ -287,6 +293,8 @@ pub struct Config {
     pub packets_per_second: u32,
     /// A user's burst when it has none of its own, packets.
     pub burst: u32,
+    /// ICMP messages that the relay sends per second, to all together; 0 for none.
+    pub icmp_per_second: u32,
     /// How the program is attached.
     pub xdp_mode: XdpMode,
     /// Keep forwarding without the process.
@@ -358,6 +366,9 @@ impl Config {
                 .take("limits.packets_per_second", |raw| raw.integer(RATES))
                 .unwrap_or(10_000),
             burst: reader.take("limits.burst", |raw| raw.integer(BURSTS)).unwrap_or(1000),
+            icmp_per_second: reader
+                .take("limits.icmp_per_second", |raw| raw.integer(ICMP_RATES))
+                .unwrap_or(1000),
             xdp_mode: reader
                 .take("xdp.mode", |raw| {
                     raw.one_of(&[

@@ -17,7 +17,10 @@ use prometheus::{
     Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
     proto::{Bucket, Histogram, Metric, MetricFamily, MetricType},
 };
-use relay_ebpf::{layout::Latency, verdict::Reason};
+use relay_ebpf::{
+    layout::Latency,
+    verdict::{Direction, Reason},
+};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -128,6 +131,18 @@ fn register_packets(registry: &Registry, relay: &Relay) -> Result<(), MetricsErr
         packets.with_label_values(&values).inc_by(counter.packets);
         bytes.with_label_values(&values).inc_by(counter.bytes);
     }
+    let answers = IntCounterVec::new(
+        Opts::new(
+            "icmp_messages_total",
+            "ICMP messages that the relay answered packets with, by direction of the packets.",
+        ),
+        &["direction"],
+    )?;
+    for direction in Direction::ALL {
+        let messages = relay.datapath().answers(direction).map_err(RelayError::from)?;
+        answers.with_label_values(&[direction.name()]).inc_by(messages);
+    }
+    registry.register(Box::new(answers))?;
     registry.register(Box::new(packets))?;
     registry.register(Box::new(bytes))?;
     Ok(registry.register(Box::new(unrelated))?)

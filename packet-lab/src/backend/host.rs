@@ -23,6 +23,7 @@ pub struct HostBackend {
     world: World,
     host: Host,
     counters: Counters,
+    answers: u64,
     block_generation: u16,
 }
 
@@ -36,6 +37,7 @@ impl HostBackend {
             world: world.clone(),
             host: Host::new(tables::settings(world, 1)?),
             counters: Counters::new(),
+            answers: 0,
             block_generation: 0,
         };
         tables::populate(&backend, world)?;
@@ -76,8 +78,9 @@ impl Backend for HostBackend {
             .or_default();
         moved.packets += 1;
         moved.bytes += frame.len() as u64;
+        self.answers += u64::from(outcome.answered);
         Ok(Processed {
-            verdict: outcome.reason.verdict(self.world.drop_unmatched).into(),
+            verdict: outcome.verdict(self.world.drop_unmatched).into(),
             frame: host_frame.0,
         })
     }
@@ -91,8 +94,16 @@ impl Backend for HostBackend {
         Ok(counter.copied().unwrap_or_default())
     }
 
+    fn answers(&self) -> Result<u64, BackendError> {
+        Ok(self.answers)
+    }
+
     fn user(&self, slot: u32) -> UserState {
         tables::user_state(self, &self.world, slot)
+    }
+
+    fn forget_answers(&mut self) {
+        tables::forget_answers(self.control());
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

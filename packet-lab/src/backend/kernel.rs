@@ -200,8 +200,17 @@ impl Backend for KernelBackend {
         Ok(Traffic { packets, bytes })
     }
 
+    fn answers(&self) -> Result<u64, BackendError> {
+        let maps = &self.loaded.maps;
+        Ok(maps.answers(Direction::Uplink)? + maps.answers(Direction::Downlink)?)
+    }
+
     fn user(&self, slot: u32) -> UserState {
         tables::user_state(self, &self.world, slot)
+    }
+
+    fn forget_answers(&mut self) {
+        tables::forget_answers(self.control());
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

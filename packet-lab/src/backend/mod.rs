@@ -163,8 +163,17 @@ pub trait Backend {
         Ok(all.get(&counter(direction, reason)).copied().unwrap_or_default())
     }
 
+    /// The ICMP messages that were sent.
+    ///
+    /// # Errors
+    /// If their number cannot be read.
+    fn answers(&self) -> Result<u64, BackendError>;
+
     /// What is kept of the user in `slot`, which exists.
     fn user(&self, slot: u32) -> UserState;
+
+    /// Forgets what was spent of the limit of ICMP messages.
+    fn forget_answers(&mut self);
 
     /// Publishes a user, replacing whoever has the slot.
     ///

@@ -17,6 +17,7 @@ pub struct OracleBackend {
     oracle: Oracle,
     max_users: u32,
     counters: Counters,
+    answers: u64,
     last: Option<(Direction, Reason)>,
     last_slot: Option<u32>,
     block_generation: u16,
@@ -32,6 +33,7 @@ impl OracleBackend {
             oracle: Oracle::new(world),
             max_users: world.max_users,
             counters: Counters::new(),
+            answers: 0,
             last: None,
             last_slot: None,
             block_generation: 0,
@@ -79,6 +81,7 @@ impl Backend for OracleBackend {
         moved.bytes += frame.len() as u64;
         self.last = Some((judgement.direction, judgement.reason));
         self.last_slot = judgement.slot;
+        self.answers += u64::from(judgement.answered);
         Ok(Processed {
             verdict: judgement.verdict,
             frame: judgement.frame,
@@ -87,6 +90,10 @@ impl Backend for OracleBackend {
 
     fn counters(&self) -> Result<Counters, BackendError> {
         Ok(self.counters.clone())
+    }
+
+    fn answers(&self) -> Result<u64, BackendError> {
+        Ok(self.answers)
     }
 
     fn user(&self, slot: u32) -> UserState {
@@ -104,6 +111,10 @@ impl Backend for OracleBackend {
             uplink: traffic(memory.uplink),
             downlink: traffic(memory.downlink),
         }
+    }
+
+    fn forget_answers(&mut self) {
+        self.oracle.forget_answers();
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

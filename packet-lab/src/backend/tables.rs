@@ -39,7 +39,7 @@ pub(super) fn settings(world: &World, tick_ns: u64) -> Result<Settings, BackendE
         event_sample: world.event_sample,
         mtu: world.mtu.into(),
         mac: Mac::new(world.mac),
-        ..Settings::default()
+        ..Settings::default().with_icmp_limit(world.icmp_per_second)
     };
     fill(
         &mut settings.listeners,
@@ -148,6 +148,11 @@ fn next_hop(hop: NextHop) -> layout::NextHop {
         mac: Mac::new(hop.mac),
         mtu: hop.mtu,
     }
+}
+
+/// Forgets what was spent of the limit of ICMP messages.
+pub(super) fn forget_answers(control: &Control) {
+    control.icmp_tat_ns.store(0, Ordering::Release);
 }
 
 /// Tells the program that the blocklist changed: another generation, 0 while it is empty.

@@ -66,8 +66,16 @@ impl Backend for VethBackend {
         self.relay.counters()
     }
 
+    fn answers(&self) -> Result<u64, BackendError> {
+        self.relay.answers()
+    }
+
     fn user(&self, slot: u32) -> UserState {
         self.relay.user(slot)
+    }
+
+    fn forget_answers(&mut self) {
+        self.relay.forget_answers();
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

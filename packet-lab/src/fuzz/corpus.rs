@@ -172,8 +172,16 @@ impl Backend for Recorder {
         self.oracle.counters()
     }
 
+    fn answers(&self) -> Result<u64, BackendError> {
+        self.oracle.answers()
+    }
+
     fn user(&self, slot: u32) -> UserState {
         self.oracle.user(slot)
+    }
+
+    fn forget_answers(&mut self) {
+        self.oracle.forget_answers();
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

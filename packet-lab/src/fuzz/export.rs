@@ -141,6 +141,7 @@ fn relay(world: &World) -> Relay {
         header_key: world.header_key.map(Key),
         unmatched: world.drop_unmatched.then_some(Unmatched::Drop),
         mtu: Some(world.mtu),
+        icmp_per_second: Some(world.icmp_per_second),
         mac: Some(Mac(world.mac)),
         blocklist: Vec::new(),
     }

@@ -105,7 +105,8 @@ pub(super) fn world(dice: &mut Dice) -> World {
         egress_ports,
         max_users: SLOTS,
         drop_unmatched: one_in(dice, 2),
-        mtu: pick(dice, &[1_500, 1_500, 600, 100]),
+        mtu: pick(dice, &[1_500, 1_500, 1_400, 600, 100]),
+        icmp_per_second: pick(dice, &[1_000_000_000, 1_000_000, 1_000, 9, 0]),
         ..World::new()
     };
     world.destinations = DESTINATIONS[..destinations]
@@ -130,7 +131,7 @@ fn key(dice: &mut Dice) -> [u8; 16] {
 fn next_hop(dice: &mut Dice) -> Option<NextHop> {
     (!one_in(dice, 12)).then(|| NextHop {
         mac: [0x02, 0, 0, 0, 0, pick(dice, &[0xd1, 0xd2])],
-        mtu: pick(dice, &[1_500, 1_500, 1_500, 600, 100]),
+        mtu: pick(dice, &[1_500, 1_500, 1_400, 600, 100]),
     })
 }
 

@@ -45,6 +45,8 @@ pub struct Pair {
     oracle: OracleBackend,
     subject: Box<dyn Backend>,
     before: [Counters; 2],
+    /// ICMP messages sent before the sequence.
+    answers: [u64; 2],
     blocked: bool,
 }
 
@@ -57,6 +59,7 @@ impl Pair {
         Ok(Self {
             oracle: OracleBackend::new(world)?,
             before: [Counters::new(), subject.counters()?],
+            answers: [0, subject.answers()?],
             subject,
             world: world.clone(),
             blocked: false,
@@ -115,6 +118,8 @@ impl Pair {
         for destination in self.world.destinations.clone() {
             self.act(&Action::NextHop(destination.to, destination.next_hop))?;
         }
+        self.oracle.forget_answers();
+        self.subject.forget_answers();
         if self.blocked {
             self.act(&Action::Blocklist(Vec::new()))?;
         }
@@ -122,6 +127,7 @@ impl Pair {
             self.act(&Action::Publish(*user))?;
         }
         self.before = [self.oracle.counters()?, self.subject.counters()?];
+        self.answers = [self.oracle.answers()?, self.subject.answers()?];
         Ok(())
     }
 
@@ -184,6 +190,8 @@ impl Pair {
         let [oracle, subject] = &self.before;
         let expected = moved(oracle, &self.oracle.counters()?);
         let actual = moved(subject, &self.subject.counters()?);
-        Ok((expected != actual).then_some(About::Counters))
+        let [oracle, subject] = self.answers;
+        let answers = self.oracle.answers()?.wrapping_sub(oracle) != self.subject.answers()?.wrapping_sub(subject);
+        Ok((expected != actual || answers).then_some(About::Counters))
     }
 }

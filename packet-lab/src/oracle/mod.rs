@@ -24,6 +24,7 @@
 //!   UDP datagram stay in the frame, behind the IP packet. [`rewrite`]
 //! - A client that sends from MAC address 00:00:00:00:00:00 and port 0 is not known afterwards.
 
+pub mod errors;
 pub mod packet;
 pub mod rate;
 pub mod rewrite;
@@ -58,10 +59,12 @@ pub struct Judgement {
     pub direction: Direction,
     /// Why it is treated so.
     pub reason: Reason,
-    /// What the kernel is told.
+    /// What the kernel is told: to transmit it, if anything is sent.
     pub verdict: Verdict,
     /// The frame afterwards.
     pub frame: Vec<u8>,
+    /// Whether that is an ICMP message to its sender.
+    pub answered: bool,
     /// The slot whose memory may have changed.
     pub slot: Option<u32>,
 }
@@ -120,6 +123,8 @@ pub struct Oracle {
     destinations: Vec<Destination>,
     blocklist: Vec<IpNet>,
     blocklist_generation: u16,
+    /// What is spent of the limit of ICMP messages.
+    messages: Bucket,
     /// The slot whose memory the frame at hand may have changed.
     touched: Option<u32>,
 }
@@ -139,6 +144,7 @@ impl Oracle {
             destinations: world.destinations.clone(),
             blocklist: Vec::new(),
             blocklist_generation: 0,
+            messages: Bucket::default(),
             touched: None,
         }
     }
@@ -147,12 +153,13 @@ impl Oracle {
     pub fn judge(&mut self, now_ns: u64, frame: &[u8]) -> Judgement {
         self.touched = None;
         let (direction, outcome) = self.direct(now_ns, frame);
+        let is_sent = outcome.is_ok();
         let (reason, frame) = match outcome {
             Ok((reason, sent)) => (reason, sent),
             Err(reason) => (reason, frame.to_vec()),
         };
         let verdict = match reason {
-            Reason::Relayed | Reason::Ping => Verdict::Tx,
+            _ if is_sent => Verdict::Tx,
             Reason::Unrelated => Verdict::Pass,
             Reason::Unsolicited if !self.world.drop_unmatched => Verdict::Pass,
             _ => Verdict::Drop,
@@ -162,6 +169,7 @@ impl Oracle {
             reason,
             verdict,
             frame,
+            answered: is_sent && reason == Reason::TooBig,
             slot: self.touched,
         }
     }
@@ -175,7 +183,7 @@ impl Oracle {
             return (Direction::Uplink, self.uplink(now_ns, &packet));
         }
         if let Some(slot) = self.slot_of_egress(packet.destination()) {
-            return (Direction::Downlink, self.downlink(&packet, slot));
+            return (Direction::Downlink, self.downlink(now_ns, &packet, slot));
         }
         (Direction::Uplink, Err(Reason::Unrelated))
     }
@@ -257,7 +265,10 @@ impl Oracle {
         if packet.hop_limit() <= 1 {
             return Err(Reason::TtlExpired);
         }
-        if is_too_big(packet, user.to, payload, next_hop.mtu) {
+        if sent_bytes(user.to.ip(), payload) > usize::from(next_hop.mtu) {
+            return self.too_big(now_ns, packet, user.to, next_hop.mtu, token::TOKEN_BYTES);
+        }
+        if is_too_long_to_sum(packet, user.to, payload) {
             return Err(Reason::TooBig);
         }
 
@@ -290,7 +301,7 @@ impl Oracle {
     ///
     /// # Errors
     /// The reason why it is not sent.
-    fn downlink(&mut self, packet: &Packet, slot: u32) -> Result<Sent, Reason> {
+    fn downlink(&mut self, now_ns: u64, packet: &Packet, slot: u32) -> Result<Sent, Reason> {
         let unsolicited = Reason::Unsolicited;
 
         // A user has the slot, and the packet comes from exactly the user's destination address and port.
@@ -300,8 +311,7 @@ impl Oracle {
         }
 
         // The client's address is known.
-        let memory = &mut self.memories[slot as usize];
-        let client = memory.client.ok_or(unsolicited)?;
+        let client = self.memories[slot as usize].client.ok_or(unsolicited)?;
 
         if packet.is_fragment() {
             return Err(Reason::Fragment);
@@ -310,10 +320,14 @@ impl Oracle {
         if packet.hop_limit() <= 1 {
             return Err(Reason::TtlExpired);
         }
-        if is_too_big(packet, client.address, payload, self.world.mtu) {
+        if sent_bytes(client.address.ip(), payload) > usize::from(self.world.mtu) {
+            return self.too_big(now_ns, packet, client.address, self.world.mtu, 0);
+        }
+        if is_too_long_to_sum(packet, client.address, payload) {
             return Err(Reason::TooBig);
         }
 
+        let memory = &mut self.memories[slot as usize];
         self.touched = Some(slot);
         memory.downlink.add(payload);
         let outside = Outside {
@@ -324,6 +338,30 @@ impl Oracle {
             hop_limit: packet.hop_limit() - 1,
         };
         Ok((Reason::Relayed, rewrite::rewrite(packet, &outside, payload)))
+    }
+
+    /// "Errors": the packet, which goes to `to` without `taken_off` bytes of it, is dropped, and its sender told how large
+    /// it may be, if that is to be said and the limit lets it.
+    ///
+    /// # Errors
+    /// That it is too big, where nothing is said.
+    fn too_big(
+        &mut self,
+        now_ns: u64,
+        packet: &Packet,
+        to: SocketAddr,
+        mtu: u16,
+        taken_off: usize,
+    ) -> Result<Sent, Reason> {
+        // What a header of the sender's family takes, and one of the receiver's.
+        let (outside, inside) = (sent_bytes(packet.source().ip(), &[]), sent_bytes(to.ip(), &[]));
+        let mtu = (usize::from(mtu) + taken_off + outside).saturating_sub(inside);
+        let message = errors::too_big(packet, self.world.mac, mtu).ok_or(Reason::TooBig)?;
+        let rate = self.world.icmp_per_second;
+        if rate == 0 || !self.messages.take(rate, rate.div_ceil(10), now_ns) {
+            return Err(Reason::TooBig);
+        }
+        Ok((Reason::TooBig, message))
     }
 
     /// `slot = port − first egress port + ports per address × index of the egress address`, if this is an egress
@@ -373,6 +411,11 @@ impl Oracle {
         known.map(|destination| destination.next_hop = next_hop).is_some()
     }
 
+    /// Forgets what was spent of the limit of ICMP messages.
+    pub fn forget_answers(&mut self) {
+        self.messages = Bucket::default();
+    }
+
     /// Replaces the blocklist; this one is known by the number `generation`.
     pub fn set_blocklist(&mut self, prefixes: &[IpNet], generation: u16) {
         self.blocklist = prefixes.to_vec();
@@ -386,8 +429,8 @@ impl Oracle {
     }
 }
 
-/// Whether the link does not take it, or it needs a checksum of too many bytes.
-fn is_too_big(packet: &Packet, to: SocketAddr, payload: &[u8], mtu: u16) -> bool {
+/// Whether it needs a checksum, of too many bytes.
+fn is_too_long_to_sum(packet: &Packet, to: SocketAddr, payload: &[u8]) -> bool {
     let gets_a_checksum = packet.source().is_ipv4() && to.is_ipv6() && packet.udp.checksum() == 0;
-    sent_bytes(to.ip(), payload) > usize::from(mtu) || gets_a_checksum && payload.len() > MAX_SUMMED_BYTES
+    gets_a_checksum && payload.len() > MAX_SUMMED_BYTES
 }

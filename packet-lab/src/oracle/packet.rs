@@ -55,6 +55,12 @@ impl<'a> Packet<'a> {
         self.ethernet.source()
     }
 
+    /// The MAC address that it went to.
+    #[must_use]
+    pub fn destination_mac(&self) -> [u8; 6] {
+        self.ethernet.destination()
+    }
+
     /// Address and port of the sender.
     #[must_use]
     pub fn source(&self) -> SocketAddr {
@@ -96,15 +102,22 @@ impl<'a> Packet<'a> {
     /// The UDP payload; `None` if the headers claim more bytes than came, or contradict each other.
     #[must_use]
     pub fn payload(&self) -> Option<&'a [u8]> {
-        let ip_bytes = match &self.ip {
-            Ip::V4(header) => usize::from(header.total_len()),
-            Ip::V6(header, _) => Ipv6Header::LEN + usize::from(header.payload_length()),
-        };
-        let ip_end = Ethernet2Header::LEN + ip_bytes;
-        if self.udp_end() > ip_end || ip_end > self.frame.len() {
+        let ip_end = Ethernet2Header::LEN + self.ip_packet()?.len();
+        if self.udp_end() > ip_end {
             return None;
         }
         self.frame.get(self.udp_at + UdpHeader::LEN..self.udp_end())
+    }
+
+    /// The IP packet, from its header on, without what is behind it in the frame; `None` if the header claims more bytes
+    /// than came.
+    #[must_use]
+    pub fn ip_packet(&self) -> Option<&'a [u8]> {
+        let bytes = match &self.ip {
+            Ip::V4(header) => usize::from(header.total_len()),
+            Ip::V6(header, _) => Ipv6Header::LEN + usize::from(header.payload_length()),
+        };
+        self.frame.get(Ethernet2Header::LEN..)?.get(..bytes)
     }
 
     /// The bytes of the frame behind the UDP datagram, if its payload is whole.

@@ -161,6 +161,7 @@ impl Known {
             world.relay_id = config.relay_id;
             world.max_users = config.max_users;
             world.drop_unmatched = config.drop_unmatched;
+            world.icmp_per_second = config.icmp_per_second;
             world.header_key = config.header_protection.then_some(HEADER_KEY);
         }
         if !self.listen.is_empty() {

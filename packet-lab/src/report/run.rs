@@ -397,6 +397,9 @@ fn changes(step: &StepOutcome) -> Markup {
         @for Counted { counter, packets, bytes } in &step.counters {
             p.soft { "Counted " strong { (counter) } ": packets " (number(*packets)) ", bytes " (number(*bytes)) }
         }
+        @if step.answers > 0 {
+            p.soft { "ICMP messages: " (number(step.answers)) }
+        }
     }
 }
 
@@ -534,6 +537,7 @@ mod tests {
                 slot: 1,
                 fields: vec![(text.to_owned(), text.to_owned(), text.to_owned())],
             }],
+            answers: 0,
             counters: vec![Counted {
                 counter: text.to_owned(),
                 packets: 1,

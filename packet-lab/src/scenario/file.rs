@@ -119,6 +119,10 @@ pub struct Relay {
     /// Largest IP packet, in bytes, that fits the link to the clients; 1500 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// ICMP messages that the relay sends per second, to all together, and a tenth of that at once; 0 for none; 1000 by
+    /// default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_per_second: Option<u32>,
     /// The interface's MAC address; 02:00:00:00:00:01 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,

@@ -96,6 +96,8 @@ pub struct StepOutcome {
     pub users: Vec<UserChange>,
     /// Counters that moved.
     pub counters: Vec<Counted>,
+    /// ICMP messages that the relay counts as sent.
+    pub answers: u64,
     /// What was said of a capture that was replayed.
     pub remarks: Vec<String>,
 }

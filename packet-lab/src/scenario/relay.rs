@@ -57,6 +57,7 @@ impl Setting {
             max_users,
             drop_unmatched: relay.unmatched == Some(Unmatched::Drop),
             mtu: relay.mtu.unwrap_or(MTU),
+            icmp_per_second: relay.icmp_per_second.unwrap_or(base.icmp_per_second),
             ..World::new()
         };
         Self { world, max_users }

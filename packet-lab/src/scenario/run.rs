@@ -268,6 +268,7 @@ impl<'a> Run<'a> {
             digest: None,
             users: self.user_changes(&seen),
             counters: counters(&seen),
+            answers: seen.observations.iter().map(|observed| observed.answers).sum(),
             remarks,
         };
         if seen.observations.len() > LISTED_PACKETS {

@@ -66,6 +66,9 @@ fn describe(text: &mut String, step: &StepOutcome, parts: &[Part]) {
         let (counter, bytes) = (&counted.counter, counted.bytes);
         let _ = writeln!(text, "  counted {counter}: {}, {bytes} bytes", packets(counted.packets));
     }
+    if step.answers > 0 && has(Part::Counters) {
+        let _ = writeln!(text, "  ICMP messages: {}", step.answers);
+    }
 }
 
 fn describe_packet(text: &mut String, packet: &PacketOutcome, nth: Option<usize>, verdicts: bool, bytes: bool) {

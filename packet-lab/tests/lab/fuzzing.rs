@@ -189,12 +189,20 @@ impl Backend for Faulty {
         Ok(counters)
     }
 
+    fn answers(&self) -> Result<u64, BackendError> {
+        self.host.answers()
+    }
+
     fn user(&self, slot: u32) -> UserState {
         let mut state = self.host.user(slot);
         if self.fault == Fault::ForgetsAUser {
             state.downlink.bytes = 0;
         }
         state
+    }
+
+    fn forget_answers(&mut self) {
+        self.host.forget_answers();
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

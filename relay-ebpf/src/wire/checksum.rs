@@ -39,6 +39,13 @@ impl Change {
     pub const fn apply(self, checksum: u16) -> u16 {
         !fold(self.0 + (!checksum) as u64)
     }
+
+    /// The checksum of all that was added, as it stands in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn checksum(self) -> u16 {
+        self.apply(0xffff)
+    }
 }
 
 /// Most bytes that [`Change::adding`] adds.

@@ -14,11 +14,22 @@ pub fn ethertype<F: Frame>(frame: &F) -> Option<Be16> {
     frame.read(TYPE).map(Be16::from_raw)
 }
 
+/// The receiver's address.
+#[inline(always)]
+pub fn destination<F: Frame>(frame: &F) -> Option<Mac> {
+    mac(frame, 0)
+}
+
 /// The sender's address.
 #[inline(always)]
 pub fn source<F: Frame>(frame: &F) -> Option<Mac> {
-    let low: u32 = frame.read(SOURCE)?;
-    let high: u16 = frame.read(SOURCE + 4)?;
+    mac(frame, SOURCE)
+}
+
+#[inline(always)]
+fn mac<F: Frame>(frame: &F, at: usize) -> Option<Mac> {
+    let low: u32 = frame.read(at)?;
+    let high: u16 = frame.read(at + 4)?;
     Some(Mac::from_word(
         u32::from_le(low) as u64 | (u16::from_le(high) as u64) << 32,
     ))

@@ -36,6 +36,13 @@ impl Ipv4 {
     const fn fragment(self) -> u32 {
         u32::from_be(self.words[1])
     }
+
+    /// Whether the sender forbids that the packet is fragmented.
+    #[inline(always)]
+    #[must_use]
+    pub const fn dont_fragment(self) -> bool {
+        self.fragment() & DONT_FRAGMENT != 0
+    }
 }
 
 impl Ip for Ipv4 {

@@ -3,6 +3,7 @@
 
 pub mod checksum;
 pub mod ethernet;
+pub mod icmp;
 pub mod ip;
 pub mod ipv4;
 pub mod ipv6;
@@ -83,6 +84,13 @@ impl Mac {
     #[must_use]
     pub const fn word(self) -> u64 {
         self.0
+    }
+
+    /// Whether it is a group's: multicast or broadcast.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_group(self) -> bool {
+        self.0 & 1 != 0
     }
 }
 
@@ -204,4 +212,8 @@ pub trait Frame {
     /// Moves the start of the frame: removes `bytes` from the front or, if negative, puts as many there, which are to be
     /// written. `None` if the frame is too short or has no room in front of it; then nothing is changed.
     fn move_start(&mut self, bytes: isize) -> Option<()>;
+
+    /// Cuts what is behind the first `bytes`, `None` if the frame is shorter or cannot be cut so; then nothing is
+    /// changed.
+    fn truncate(&mut self, bytes: usize) -> Option<()>;
 }

@@ -153,17 +153,27 @@ impl Maps {
     /// # Errors
     /// If the kernel refuses to read the map.
     pub fn counter(&self, direction: Direction, reason: Reason) -> Result<Counter, MapsError> {
-        let values = self
-            .counters
-            .get(&reason.counter(direction), 0)
-            .map_err(reading(map::COUNTERS))?;
-        let sum = |i: usize| values.iter().map(|value| value[i]).sum();
+        let [packets, bytes] = self.counted(reason.counter(direction))?;
         Ok(Counter {
             direction,
             reason,
-            packets: sum(0),
-            bytes: sum(1),
+            packets,
+            bytes,
         })
+    }
+
+    /// ICMP messages that answered packets of this direction, summed over CPUs.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn answers(&self, direction: Direction) -> Result<u64, MapsError> {
+        self.counted(direction.answers()).map(|[messages, _]| messages)
+    }
+
+    fn counted(&self, index: u32) -> Result<[u64; 2], MapsError> {
+        let values = self.counters.get(&index, 0).map_err(reading(map::COUNTERS))?;
+        let sum = |i: usize| values.iter().map(|value| value[i]).sum();
+        Ok([sum(0), sum(1)])
     }
 
     /// The latency histogram, summed over CPUs.

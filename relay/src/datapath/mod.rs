@@ -406,6 +406,14 @@ impl Datapath {
         Ok(self.inner().loaded.maps.counters()?)
     }
 
+    /// ICMP messages that answered packets of this direction.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn answers(&self, direction: Direction) -> Result<u64, DatapathError> {
+        Ok(self.inner().loaded.maps.answers(direction)?)
+    }
+
     /// The latency histogram.
     ///
     /// # Errors
@@ -504,7 +512,7 @@ fn settings(config: &Config, interface: &Interface, header_key: Option<[u8; 16]>
         event_sample: config.drop_sample,
         mtu: interface.mtu,
         mac: interface.mac,
-        ..Settings::default()
+        ..Settings::default().with_icmp_limit(config.icmp_per_second)
     };
     for (listener, endpoint) in settings.listeners.iter_mut().zip(&config.listen) {
         *listener = Listener {

@@ -155,6 +155,7 @@ pub fn config(max_users: u32) -> Config {
         header_protection: true,
         packets_per_second: 10_000,
         burst: 1000,
+        icmp_per_second: 1000,
         xdp_mode: XdpMode::Native,
         xdp_persist: false,
         xdp_pin_dir: "/nonexistent".into(),
