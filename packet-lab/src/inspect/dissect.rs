@@ -3,8 +3,9 @@
 use std::{fmt, net::IpAddr};
 
 use etherparse::{
-    ArpOperation, ArpPacketSlice, EtherType, IpNumber, LaxIpv4Slice, LaxIpv6Slice, LaxLinkExtSlice, LaxNetSlice,
-    LaxSlicedPacket, LinkSlice, TcpSlice, TransportSlice, UdpSlice,
+    ArpOperation, ArpPacketSlice, EtherType, Icmpv4Type, Icmpv6Type, IpNumber, LaxIpv4Slice, LaxIpv6Slice,
+    LaxLinkExtSlice, LaxNetSlice, LaxSlicedPacket, LinkSlice, TcpSlice, TransportSlice, UdpSlice,
+    icmpv4::DestUnreachableHeader,
 };
 use pnet_packet::ipv4::{self, Ipv4Packet};
 
@@ -166,6 +167,7 @@ impl Dissection {
             Some(TransportSlice::Icmpv4(icmp)) => {
                 let header = etherparse::Icmpv4Header::new(icmp.icmp_type());
                 let layer = Layer::new("icmp").with("", icmpv4(icmp.type_u8(), icmp.code_u8()));
+                let layer = layer.with_some("mtu", mtu_v4(&header.icmp_type));
                 let right = header.icmp_type.calc_checksum(icmp.payload());
                 (
                     layer.with("checksum", judged(icmp.checksum(), Some(right), whole)),
@@ -174,6 +176,7 @@ impl Dissection {
             }
             Some(TransportSlice::Icmpv6(icmp)) => {
                 let layer = Layer::new("icmp6").with("", icmpv6(icmp.type_u8(), icmp.code_u8()));
+                let layer = layer.with_some("mtu", mtu_v6(&icmp.icmp_type()));
                 let right = match addresses {
                     Some((IpAddr::V6(from), IpAddr::V6(to))) => icmp
                         .icmp_type()
@@ -407,6 +410,24 @@ fn of_tcp(tcp: &TcpSlice<'_>, addresses: Option<(IpAddr, IpAddr)>, whole: bool) 
         .with("ack", tcp.acknowledgment_number())
         .with("window", tcp.window_size())
         .with("checksum", judged(tcp.checksum(), right, whole))
+}
+
+/// The MTU that fragmentation is needed for.
+fn mtu_v4(kind: &Icmpv4Type) -> Option<u16> {
+    match kind {
+        Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded { next_hop_mtu }) => {
+            Some(*next_hop_mtu)
+        }
+        _ => None,
+    }
+}
+
+/// The MTU that a packet is too big for.
+fn mtu_v6(kind: &Icmpv6Type) -> Option<u32> {
+    match kind {
+        Icmpv6Type::PacketTooBig { mtu } => Some(*mtu),
+        _ => None,
+    }
 }
 
 /// A checksum next to what it should be, if all that it covers is there.

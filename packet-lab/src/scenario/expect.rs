@@ -15,7 +15,7 @@ use super::{
 use crate::{
     Observation, Verdict,
     backend::UserState,
-    inspect::{self, Sum, UdpFrameView, mac},
+    inspect::{self, Dissection, Sum, UdpFrameView, mac},
 };
 
 /// Everything that is not as expected; `subject` is the user that the step is about, afterwards.
@@ -124,11 +124,13 @@ impl Unmet {
         let hex = |bytes: &[u8]| hex::encode(bytes);
         let whole = out.frame.as_ref().map(|frame| hex(&frame.to_vec()));
         self.compare(field("frame"), whole, Some(hex(frame)));
+        self.compare(field("mtu"), out.mtu.map(|mtu| mtu.to_string()), told_mtu(frame));
         let view = match view {
             Ok(view) => Some(view),
             Err(_)
                 if *out
                     == (Out {
+                        mtu: out.mtu,
                         bytes: out.bytes,
                         frame: out.frame.clone(),
                         ..Out::default()
@@ -201,6 +203,14 @@ impl Unmet {
             self.compare(format!("reasons.{reason}"), Some(0), Some(packets));
         }
     }
+}
+
+/// The MTU that an ICMP message tells, if its checksum is right.
+fn told_mtu(frame: &[u8]) -> Option<String> {
+    let dissection = Dissection::of(frame);
+    let icmp = dissection.layer("icmp").or_else(|| dissection.layer("icmp6"))?;
+    let is_right = icmp.get("checksum")?.ends_with("right");
+    icmp.get("mtu").filter(|_| is_right).map(str::to_owned)
 }
 
 fn sum_name(sum: Sum) -> SumName {

@@ -520,6 +520,9 @@ pub struct Out {
     /// The UDP payload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload: Option<Bytes>,
+    /// The MTU that an ICMP message tells, with a right checksum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// Bytes of the frame.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<usize>,
