@@ -216,7 +216,11 @@ pub fn differences(first: &Observation, second: &Observation) -> Vec<(String, St
     };
     compare("verdict".into(), first.verdict.to_string(), second.verdict.to_string());
     compare("counted".into(), counted(first), counted(second));
-    compare("ICMP messages".into(), first.answers.to_string(), second.answers.to_string());
+    compare(
+        "ICMP messages".into(),
+        first.answers.to_string(),
+        second.answers.to_string(),
+    );
     for difference in inspect::compare(&first.output, &second.output) {
         let value = |side: Option<String>| side.unwrap_or_else(|| "none".to_owned());
         compare(

@@ -158,5 +158,8 @@ const _: () = {
     assert!(LEAST_QUOTE >= 60 + 8, "Linux asks for the whole header and 8 bytes");
     assert!(Ipv4::HEADER_BYTES + icmp::HEADER_BYTES + QUOTE_V4 <= MOST_V4);
     assert!(Ipv6::HEADER_BYTES + icmp::HEADER_BYTES + QUOTE_V6 <= MOST_V6);
-    assert!(Ipv4::HEADER_BYTES + icmp::HEADER_BYTES >= PIECE, "pieces are moved over what is quoted already");
+    assert!(
+        Ipv4::HEADER_BYTES + icmp::HEADER_BYTES >= PIECE,
+        "pieces are moved over what is quoted already"
+    );
 };

@@ -137,8 +137,8 @@ impl Settings {
     #[cfg(not(target_arch = "bpf"))]
     #[must_use]
     pub const fn with_icmp_limit(mut self, per_second: u32) -> Self {
-        if per_second > 0 {
-            self.icmp_interval_ns = 1_000_000_000 / per_second;
+        if let Some(interval_ns) = 1_000_000_000_u32.checked_div(per_second) {
+            self.icmp_interval_ns = interval_ns;
             self.icmp_burst = per_second.div_ceil(10);
         }
         self

@@ -419,6 +419,20 @@ impl<'a> Relay<'a> {
         self.counters().get(&key).copied().unwrap_or(0)
     }
 
+    /// How many packets of this direction were answered by ICMP messages.
+    ///
+    /// # Panics
+    /// If /metrics does not answer, or does not say so.
+    #[must_use]
+    #[track_caller]
+    pub fn icmp_messages(&self, direction: &str) -> u64 {
+        let (_, text) = self.get("/metrics").expect("/metrics answers");
+        let name = format!("lumenlink_relay_icmp_messages_total{{direction=\"{direction}\"}} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&name));
+        let value = value.unwrap_or_else(|| panic!("no {name}in\n{text}"));
+        value.parse::<f64>().expect("a number") as u64
+    }
+
     /// Waits until the counters have moved since `before` by exactly these, given as direction, reason and packets.
     /// The host's own traffic does not count.
     #[track_caller]

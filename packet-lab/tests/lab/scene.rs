@@ -202,6 +202,8 @@ pub fn world(family: Family, tokens: Tokens) -> World {
         .with_user(bystander)
         .with_user(user(family));
     world.header_key = (tokens == Tokens::Protected).then_some(HEADER_KEY);
+    // What is said in ICMP is for scenarios to show.
+    world.icmp_per_second = 0;
     world
 }
 

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use veth_tests::{
     client::{Client, Grant, PATIENCE, is_refused, receive},
     echo::EchoServer,
@@ -331,6 +332,8 @@ fn a_packet_without_hops_left_or_too_big_for_the_route_is_dropped() {
     client.exchange(b"two hops left");
 
     client.socket.set_ttl(64).unwrap();
+    // What the relay says of it is not to make the kernel send fragments.
+    set_ip_mtu_discover(&client.socket, Ipv4PathMtuDiscovery::PROBE).unwrap();
     net.relay.ip("route add 192.0.2.3/32 dev eth0 mtu 1000");
     let before = wait::until("the relay to follow the route", PATIENCE, || {
         let before = relay.counters();

@@ -3,6 +3,7 @@
 
 mod access;
 mod defaults;
+mod errors;
 mod exchange;
 mod faults;
 mod hostile;
