@@ -5,7 +5,7 @@ use std::{fmt, fs, net::SocketAddr, path::Path};
 use ipnet::IpNet;
 
 use crate::{
-    backend::{Backend, BackendError, Counters, Traffic, UserState},
+    backend::{Backend, BackendError, Counters, Traffic, UserState, oracle::OracleBackend},
     capture::{CaptureError, Packet, Writer},
     inspect,
     observe::{self, Observation},
@@ -106,9 +106,11 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A lab of these backends, each made for this world.
+    /// A lab of these backends, each made for this world. Where two disagree, the oracle says what was expected; without
+    /// it, whichever comes first.
     #[must_use]
-    pub fn new(world: World, backends: Vec<Box<dyn Backend>>) -> Self {
+    pub fn new(world: World, mut backends: Vec<Box<dyn Backend>>) -> Self {
+        backends.sort_by_key(|backend| backend.name() != OracleBackend::NAME);
         let watched = if world.max_users <= WATCH_ALL {
             (0..world.max_users).collect()
         } else {

@@ -24,6 +24,9 @@ pub struct OracleBackend {
 }
 
 impl OracleBackend {
+    /// Its name.
+    pub const NAME: &'static str = "oracle";
+
     /// A relay in this world.
     ///
     /// # Errors
@@ -64,7 +67,7 @@ fn traffic(relayed: Relayed) -> Traffic {
 
 impl Backend for OracleBackend {
     fn name(&self) -> &'static str {
-        "oracle"
+        Self::NAME
     }
 
     fn takes(&self, _frame: &[u8]) -> bool {
