@@ -280,6 +280,18 @@ impl Relay {
         Ok(new)
     }
 
+    /// Blocks all prefixes of a text, one a line, or none. Returns how many were not blocked before.
+    ///
+    /// # Errors
+    /// See [`RelayError`].
+    pub fn block_all(&self, text: &str) -> Result<usize, RelayError> {
+        let mut state = self.state();
+        let new = state.users.block_all(text)?;
+        self.datapath.set_blocklist(&state.users.blocked())?;
+        tracing::info!(prefixes = new, "prefixes blocked");
+        Ok(new)
+    }
+
     /// Takes a prefix off the blocklist.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 //! | `GET /v1/users/{id}/grant` | | grant |
 //! | `GET /v1/blocks` | | list of [`Block`] |
 //! | `POST /v1/blocks`, `DELETE` | [`Block`] | nothing |
+//! | `POST /v1/blocks/import` | prefixes, one a line | how many were not blocked before |
 //! | `POST /v1/reload` | | [`Reloaded`](super::api::Reloaded) |
 //!
 //! What fails answers with a [`Problem`] and has changed nothing.
@@ -149,6 +150,7 @@ fn router(relay: Arc<Relay>) -> Router {
         .route("/v1/users/{id}", get(user).delete(remove_user))
         .route("/v1/users/{id}/grant", get(grant))
         .route("/v1/blocks", get(blocks).post(block).delete(unblock))
+        .route("/v1/blocks/import", post(import_blocks))
         .route("/v1/reload", post(reload))
         .fallback(|| async {
             problem(
@@ -262,13 +264,20 @@ async fn add_user(State(relay): State<Arc<Relay>>, body: Body<NewUser>) -> Respo
 }
 
 async fn import(State(relay): State<Arc<Relay>>, Query(options): Query<ImportOptions>, body: Bytes) -> Response {
-    let Ok(text) = String::from_utf8(body.into()) else {
-        return problem(
+    match import_text(body) {
+        Ok(text) => answer(relay, move |relay| relay.import(&text, options.renew)).await,
+        Err(refusal) => refusal,
+    }
+}
+
+#[expect(clippy::result_large_err, reason = "it is sent as it is")]
+fn import_text(body: Bytes) -> Result<String, Response> {
+    String::from_utf8(body.into()).map_err(|_| {
+        problem(
             ProblemKind::Invalid,
             "the import is not UTF-8; nothing was imported".to_owned(),
-        );
-    };
-    answer(relay, move |relay| relay.import(&text, options.renew)).await
+        )
+    })
 }
 
 async fn blocks(State(relay): State<Arc<Relay>>) -> Response {
@@ -283,6 +292,13 @@ async fn block(State(relay): State<Arc<Relay>>, body: Body<Block>) -> Response {
     match body {
         Ok(Json(Block { prefix })) => answer(relay, move |relay| relay.block(prefix)).await,
         Err(rejection) => bad_body(&rejection),
+    }
+}
+
+async fn import_blocks(State(relay): State<Arc<Relay>>, body: Bytes) -> Response {
+    match import_text(body) {
+        Ok(text) => answer(relay, move |relay| relay.block_all(&text)).await,
+        Err(refusal) => refusal,
     }
 }
 

@@ -1,12 +1,12 @@
 //! `block`: sources that the relay drops.
 
-use std::{net::IpAddr, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{CliError, options::Remote, output};
-use crate::admin::api::Block;
+use super::{CliError, options::Remote, output, user};
+use crate::{admin::api::Block, datapath::blocklist};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -14,6 +14,8 @@ pub enum Command {
     Add(PrefixArgs),
     /// Take a prefix off the blocklist
     Remove(PrefixArgs),
+    /// Block the prefixes of a file: all of them, or none
+    Import(ImportArgs),
     /// List the blocked prefixes
     List(ListArgs),
 }
@@ -21,8 +23,20 @@ pub enum Command {
 #[derive(Debug, clap::Args)]
 pub struct PrefixArgs {
     /// In CIDR notation, like 203.0.113.0/24, or one address
-    #[arg(value_name = "CIDR", value_parser = prefix)]
+    #[arg(value_name = "CIDR", value_parser = blocklist::parse)]
     prefix: IpNet,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "One prefix or address a line; what follows a # is a comment. Prefixes that are blocked already stay \
+                        blocked.\n\nExample:\n  lumenlink-relay block import drop.txt"
+)]
+pub struct ImportArgs {
+    /// The file, or `-` for standard input
+    file: PathBuf,
     #[command(flatten)]
     remote: Remote,
 }
@@ -31,13 +45,6 @@ pub struct PrefixArgs {
 pub struct ListArgs {
     #[command(flatten)]
     remote: Remote,
-}
-
-fn prefix(text: &str) -> Result<IpNet, String> {
-    let parsed = text
-        .parse::<IpNet>()
-        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    parsed.map_err(|_| "write a prefix like 203.0.113.0/24 or 2001:db8::/32, or an address".to_owned())
 }
 
 pub async fn execute(command: Command) -> Result<ExitCode, CliError> {
@@ -53,6 +60,14 @@ pub async fn execute(command: Command) -> Result<ExitCode, CliError> {
             let _: Value = args.remote.client()?.delete("/v1/blocks", &block).await?;
             eprintln!("{} is not blocked any more", args.prefix.trunc());
         }
+        Command::Import(args) => {
+            let text = user::read(&args.file)?;
+            let new: usize = args.remote.client()?.post_text("/v1/blocks/import", text).await?;
+            if args.remote.json {
+                output::json(&new)?;
+            }
+            eprintln!("{new} prefixes blocked that were not before");
+        }
         Command::List(args) => {
             let blocks: Vec<Block> = args.remote.client()?.get("/v1/blocks").await?;
             if args.remote.json {
@@ -65,16 +80,4 @@ pub async fn execute(command: Command) -> Result<ExitCode, CliError> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_is_a_prefix_of_its_whole_length() {
-        assert_eq!(prefix("192.0.2.1").unwrap().to_string(), "192.0.2.1/32");
-        assert_eq!(prefix("2001:db8::/32").unwrap().to_string(), "2001:db8::/32");
-        assert!(prefix("192.0.2.1/33").is_err());
-    }
 }

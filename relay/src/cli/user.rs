@@ -249,7 +249,8 @@ async fn import(args: &ImportArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn read(path: &Path) -> Result<String, CliError> {
+/// What is in a file, `-` for standard input.
+pub(super) fn read(path: &Path) -> Result<String, CliError> {
     if path == Path::new("-") {
         let mut text = String::new();
         io::stdin()

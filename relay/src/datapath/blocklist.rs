@@ -38,6 +38,17 @@ pub fn entries(prefixes: &[IpNet]) -> HashMap<(Address, u32), u32> {
     entries
 }
 
+/// Reads a prefix in CIDR notation; an address alone is a prefix of its whole length.
+///
+/// # Errors
+/// What to write, for people.
+pub fn parse(text: &str) -> Result<IpNet, String> {
+    let parsed = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    parsed.map_err(|_| format!("`{text}`: write a prefix like 203.0.113.0/24 or 2001:db8::/32, or an address"))
+}
+
 /// Whether an IPv6 prefix has IPv4-mapped addresses only.
 #[must_use]
 pub fn is_mapped(prefix: &IpNet) -> bool {
@@ -56,6 +67,13 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    #[test]
+    fn an_address_is_a_prefix_of_its_whole_length() {
+        assert_eq!(parse("192.0.2.1").unwrap().to_string(), "192.0.2.1/32");
+        assert_eq!(parse("2001:db8::/32").unwrap().to_string(), "2001:db8::/32");
+        assert!(parse("192.0.2.1/33").is_err());
+    }
 
     #[rstest]
     #[case::ipv4(&["203.0.113.0/24"], &[("::ffff:203.0.113.0", 120, BLOCKED)])]

@@ -162,6 +162,17 @@ fn family(address: SocketAddr) -> &'static str {
     if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
+/// The prefix without the bits of a host, if it can be blocked.
+fn blockable(prefix: IpNet) -> Result<IpNet, String> {
+    let prefix = prefix.trunc();
+    if blocklist::is_mapped(&prefix) {
+        return Err(format!(
+            "{prefix} has IPv4-mapped addresses, which no packet has: block the IPv4 prefix"
+        ));
+    }
+    Ok(prefix)
+}
+
 fn listener_for(config: &Config, to: SocketAddr) -> Result<SocketAddr, Refusal> {
     let of_its_family = config.listen.iter().find(|listener| listener.is_ipv4() == to.is_ipv4());
     of_its_family.or(config.listen.first()).copied().ok_or_else(|| {
@@ -405,13 +416,32 @@ impl Users {
     /// # Errors
     /// See [`Refusal`]; then nothing has changed.
     pub fn block(&mut self, prefix: IpNet) -> Result<bool, Refusal> {
-        let prefix = prefix.trunc();
-        if blocklist::is_mapped(&prefix) {
-            let message = format!("{prefix} has IPv4-mapped addresses, which no packet has: block the IPv4 prefix");
-            return Err(Refusal::Invalid(message));
-        }
-        self.store.block(prefix)?;
+        let prefix = blockable(prefix).map_err(Refusal::Invalid)?;
+        self.store.block(&[prefix])?;
         Ok(self.blocked.insert(prefix))
+    }
+
+    /// Blocks all prefixes of a text, one a line, or none; `#` begins a comment. Returns how many were not blocked before.
+    ///
+    /// # Errors
+    /// [`Refusal::Line`] for the first line that cannot be, or see [`Refusal`]; then nothing has changed.
+    pub fn block_all(&mut self, text: &str) -> Result<usize, Refusal> {
+        let mut prefixes = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            let written = line.split('#').next().unwrap_or_default().trim();
+            if written.is_empty() {
+                continue;
+            }
+            let prefix = blocklist::parse(written).and_then(blockable);
+            prefixes.push(prefix.map_err(|message| Refusal::Line {
+                line: index + 1,
+                message,
+            })?);
+        }
+        self.store.block(&prefixes)?;
+        let before = self.blocked.len();
+        self.blocked.extend(prefixes);
+        Ok(self.blocked.len() - before)
     }
 
     /// Takes a prefix off the blocklist.

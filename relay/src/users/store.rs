@@ -198,18 +198,17 @@ impl Store {
         self.write(|transaction| transaction.open_table(USERS)?.remove(id).map(drop).map_err(Into::into))
     }
 
-    /// Adds a prefix to the blocklist.
+    /// Adds prefixes to the blocklist, all or none.
     ///
     /// # Errors
     /// [`StoreError::Write`].
-    pub fn block(&mut self, prefix: IpNet) -> Result<(), StoreError> {
-        let text = prefix.to_string();
+    pub fn block(&mut self, prefixes: &[IpNet]) -> Result<(), StoreError> {
         self.write(|transaction| {
-            transaction
-                .open_table(BLOCKED)?
-                .insert(text.as_str(), ())
-                .map(drop)
-                .map_err(Into::into)
+            let mut table = transaction.open_table(BLOCKED)?;
+            for prefix in prefixes {
+                table.insert(prefix.to_string().as_str(), ())?;
+            }
+            Ok(())
         })
     }
 

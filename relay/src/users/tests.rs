@@ -93,6 +93,25 @@ fn a_configuration_that_leaves_a_user_without_egress_port_is_told() {
 }
 
 #[test]
+fn prefixes_are_blocked_all_or_none_and_the_line_at_fault_is_told() {
+    let folder = TempDir::new().unwrap();
+    let mut users = load(folder.path(), 10);
+    let text = "# known bad\n203.0.113.0/24\n\n198.51.100.7 # one host\n2001:db8:bad::1/48\n203.0.113.77/24\n";
+    assert_eq!(users.block_all(text).unwrap(), 3);
+    let blocked = users.blocked();
+    let shown: Vec<String> = blocked.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["198.51.100.7/32", "203.0.113.0/24", "2001:db8:bad::/48"]);
+    for (text, why) in [
+        ("192.0.2.0/24\n192.0.2.0/33\n", "line 2"),
+        ("192.0.2.0/24\n\n::ffff:192.0.2.0/120\n", "line 3"),
+    ] {
+        let error = users.block_all(text).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+        assert_eq!(users.blocked(), blocked);
+    }
+}
+
+#[test]
 fn a_grant_names_a_listener_of_the_destinations_family_if_there_is_one() {
     let folder = TempDir::new().unwrap();
     let mut config = config(10);

@@ -1,7 +1,11 @@
 //! What does not get through, and is counted: replays, forgeries, the expired, the blocked, the too many; and that a
 //! client which moves does.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use veth_tests::{
@@ -285,6 +289,55 @@ fn the_blocklist_ends_and_unblocking_resumes_the_service_of_a_source() {
         relay.cli(&["block", "remove", prefix]).succeeded();
         client.exchange(b"unblocked");
     }
+}
+
+#[test]
+fn of_ten_thousand_blocked_prefixes_each_is_dropped_and_nobody_else() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let (mut relay, _server, mut client) = served(&net, Family::V4, &[]);
+    // Every other /24 of 10.0.0.0/8, and as many of IPv6.
+    let prefixes = |nth: u32| {
+        let [_, _, middle, low] = (2 * nth).to_be_bytes();
+        let v4 = format!("10.{middle}.{low}.0/24");
+        let v6 = format!("2001:db8:{:x}::/48", 0x1000 + nth);
+        [v4, v6]
+    };
+    let text: Vec<String> = (0..5_000).flat_map(prefixes).collect();
+    let file = relay.path("blocked.txt");
+    fs::write(&file, text.join("\n")).unwrap();
+    let said = relay
+        .cli(&["block", "import", file.to_str().unwrap(), "--json"])
+        .succeeded();
+    assert_eq!(said.trim(), "10000");
+    net.relay.ip("route add 10.0.0.0/8 via 192.0.2.2");
+    net.client.ip("route add 192.0.2.3/32 dev eth0");
+
+    let check = |relay: &Relay<'_>, client: &mut Client| {
+        for nth in [0, 1, 777, 2_500, 4_999] {
+            let [_, _, middle, low] = (2 * nth as u32).to_be_bytes();
+            let (inside, outside) = (format!("10.{middle}.{low}.255"), format!("10.{middle}.{}.0", low + 1));
+            for (address, blocked) in [(inside, true), (outside, false)] {
+                net.client.ip(&format!("address replace {address}/32 dev eth0"));
+                client.socket = net.client.udp_at(SocketAddr::new(address.parse().unwrap(), 0));
+                if blocked {
+                    let before = relay.counters();
+                    client.send(b"blocked");
+                    relay.expect_moved(&before, &[("uplink", "blocked_source", 1)]);
+                } else {
+                    client.exchange(b"next door");
+                }
+            }
+        }
+    };
+    check(&relay, &mut client);
+    relay.stop();
+    relay.start();
+    client.socket = net.client.udp(Family::V4, 0);
+    wait_until_resolved(&mut client);
+    check(&relay, &mut client);
 }
 
 #[test]
