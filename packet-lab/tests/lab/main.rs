@@ -4,6 +4,7 @@
 mod bench;
 mod concurrency;
 mod downlink;
+mod errors;
 mod families;
 mod fuzzing;
 mod lengths;

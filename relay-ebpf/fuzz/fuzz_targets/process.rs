@@ -218,7 +218,7 @@ impl Relay {
             drop_unmatched: u32::from(input.drop_unmatched),
             mtu: 200,
             mac: Mac::new([0x02, 0, 0, 0, 0, 1]),
-            ..Settings::default()
+            ..Settings::default().with_icmp_limit(1_000_000)
         };
         settings.listeners[..2].copy_from_slice(&[listener(0), listener(1)]);
         settings.egress_v4[0] = address(0, LISTENER_HOST).into();
@@ -291,7 +291,11 @@ impl Relay {
     fn send(&mut self, frame: Vec<u8>) {
         let mut after = HostFrame(frame.clone());
         let outcome = relay_ebpf::process(&mut after, &self.host);
-        let verdict = outcome.reason.verdict(self.drop_unmatched);
+        let verdict = outcome.verdict(self.drop_unmatched);
+        if outcome.answered {
+            assert_eq!(outcome.reason, Reason::TooBig, "answered");
+            assert!(after.0.len() <= frame.len(), "answered by more than was sent");
+        }
         if *TELL {
             eprintln!("{} {}", outcome.direction.name(), outcome.reason.name());
         }
