@@ -142,16 +142,24 @@ impl Lab {
         self.backends.first().map(|backend| backend.user(slot))
     }
 
-    /// Gives every backend this frame at this time on the lab's clock.
+    /// Gives every backend this frame at this time on the lab's clock, by the first interface.
     ///
     /// # Errors
     /// If a backend cannot be run, or two do not do the same.
     pub fn step(&mut self, now_ns: u64, frame: &[u8]) -> Result<Observation, LabError> {
+        self.step_on(now_ns, 0, frame)
+    }
+
+    /// Gives every backend this frame at this time on the lab's clock, by the interface with this number, which exists.
+    ///
+    /// # Errors
+    /// If a backend cannot be run, or two do not do the same.
+    pub fn step_on(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Result<Observation, LabError> {
         let watched = &self.watched;
         let mut first: Option<(&'static str, Observation)> = None;
         for backend in self.backends.iter_mut().filter(|backend| backend.takes(frame)) {
             let name = backend.name();
-            let observed = observe(backend.as_mut(), watched, now_ns, frame).map_err(failed(name))?;
+            let observed = observe(backend.as_mut(), watched, now_ns, interface, frame).map_err(failed(name))?;
             match &first {
                 None => first = Some((name, observed)),
                 Some((_, expected)) if *expected == observed => {}
@@ -220,14 +228,22 @@ fn failed(backend: &'static str) -> impl FnOnce(BackendError) -> LabError {
     }
 }
 
-fn observe(backend: &mut dyn Backend, watched: &[u32], now_ns: u64, frame: &[u8]) -> Result<Observation, BackendError> {
+fn observe(
+    backend: &mut dyn Backend,
+    watched: &[u32],
+    now_ns: u64,
+    interface: u8,
+    frame: &[u8],
+) -> Result<Observation, BackendError> {
     let users = |backend: &dyn Backend| -> Vec<UserState> { watched.iter().map(|&slot| backend.user(slot)).collect() };
     let (users_before, counters_before, answers_before) = (users(backend), backend.counters()?, backend.answers()?);
-    let processed = backend.process(now_ns, frame)?;
+    let processed = backend.process_on(now_ns, interface, frame)?;
     let (users_after, counters_after) = (users(backend), backend.counters()?);
     let changed = watched.iter().copied().zip(users_before.into_iter().zip(users_after));
     Ok(Observation {
         verdict: processed.verdict,
+        ingress: interface,
+        egress: processed.egress,
         input: frame.to_vec(),
         output: processed.frame,
         users: changed

@@ -79,6 +79,7 @@ impl From<verdict::Verdict> for Verdict {
             verdict::Verdict::Pass => Self::Pass,
             verdict::Verdict::Drop => Self::Drop,
             verdict::Verdict::Tx => Self::Tx,
+            verdict::Verdict::Redirect => Self::Redirect,
         }
     }
 }
@@ -89,6 +90,10 @@ impl From<verdict::Verdict> for Verdict {
 pub struct Observation {
     /// What the kernel was told.
     pub verdict: Verdict,
+    /// The number of the interface that it came in by.
+    pub ingress: u8,
+    /// The number of the interface that it is sent out of, where it is.
+    pub egress: Option<u8>,
     /// The frame as it was.
     pub input: Vec<u8>,
     /// The frame afterwards.
@@ -175,6 +180,9 @@ impl Observation {
 impl Display for Observation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "verdict: {}", self.verdict.name())?;
+        if let Some(egress) = self.egress.filter(|egress| *egress != self.ingress) {
+            writeln!(f, "interface: {} to {egress}", self.ingress)?;
+        }
         if self.output == self.input {
             writeln!(f, "output: the input, unchanged")?;
         } else {
@@ -215,6 +223,12 @@ pub fn differences(first: &Observation, second: &Observation) -> Vec<(String, St
         }
     };
     compare("verdict".into(), first.verdict.to_string(), second.verdict.to_string());
+    let egress = |observed: &Observation| {
+        observed
+            .egress
+            .map_or_else(|| "none".to_owned(), |number| number.to_string())
+    };
+    compare("out of interface".into(), egress(first), egress(second));
     compare("counted".into(), counted(first), counted(second));
     compare(
         "ICMP messages".into(),

@@ -11,6 +11,17 @@ pub struct NextHop {
     pub mac: [u8; 6],
     /// Largest IP packet that fits the link to it, in bytes.
     pub mtu: u16,
+    /// Number of the relay's interface that leads to it.
+    pub interface: u8,
+}
+
+/// An interface of the relay.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Interface {
+    /// Its MAC address; each interface has another.
+    pub mac: [u8; 6],
+    /// Largest IP packet that fits its link, in bytes.
+    pub mtu: u16,
 }
 
 /// A destination that users may have.
@@ -44,8 +55,10 @@ pub struct User {
 /// A relay and everybody around it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct World {
-    /// MAC address of the relay's interface.
+    /// MAC address of the relay's first interface.
     pub mac: [u8; 6],
+    /// The interfaces after the first one.
+    pub more_interfaces: Vec<Interface>,
     /// The relay's id.
     pub relay_id: u32,
     /// Key of the header protection; `None` without.
@@ -62,7 +75,7 @@ pub struct World {
     pub max_users: u32,
     /// Whether unsolicited packets are dropped.
     pub drop_unmatched: bool,
-    /// Largest IP packet that fits the link to the clients, in bytes.
+    /// Largest IP packet that fits the link of the first interface, in bytes.
     pub mtu: u16,
     /// ICMP messages that the relay sends per second, to all together; 0 for none.
     pub icmp_per_second: u32,
@@ -85,6 +98,7 @@ impl World {
     pub fn new() -> Self {
         Self {
             mac: [0x02, 0, 0, 0, 0, 0x01],
+            more_interfaces: Vec::new(),
             relay_id: 7,
             header_key: None,
             listeners: ["192.0.2.1:4500", "[2001:db8::1]:4500"].map(address).to_vec(),
@@ -117,6 +131,18 @@ impl World {
     pub fn with_user(mut self, user: User) -> Self {
         self.users.push(user);
         self
+    }
+
+    /// All interfaces, by number.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<Interface> {
+        let first = Interface {
+            mac: self.mac,
+            mtu: self.mtu,
+        };
+        let mut all = vec![first];
+        all.extend(&self.more_interfaces);
+        all
     }
 
     /// The grant of the user in a slot.

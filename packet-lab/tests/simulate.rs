@@ -247,7 +247,7 @@ impl Backend for Faulty {
         self.inner.takes(frame)
     }
 
-    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError> {
+    fn process_on(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Result<Processed, BackendError> {
         self.packets += 1;
         if let (Fault::ForgetsTheWindow, Some(before)) = (self.fault, self.sent_on.get(frame).cloned()) {
             self.count(Reason::Relayed, frame);
@@ -258,10 +258,11 @@ impl Backend for Faulty {
             self.count(Reason::BadToken, frame);
             return Ok(Processed {
                 verdict: Verdict::Drop,
+                egress: None,
                 frame: frame.to_vec(),
             });
         }
-        let mut processed = self.inner.process(now_ns, frame)?;
+        let mut processed = self.inner.process_on(now_ns, interface, frame)?;
         if processed.verdict == Verdict::Tx {
             match self.fault {
                 Fault::ForgetsTheWindow => _ = self.sent_on.insert(frame.to_vec(), processed.clone()),

@@ -13,7 +13,7 @@
 use core::sync::atomic::AtomicU64;
 
 use crate::{
-    layout::{REPLAY_WINDOW, StateEntry, WINDOW_WORDS},
+    layout::{MAX_INTERFACES, REPLAY_WINDOW, StateEntry, WINDOW_WORDS},
     platform::Memory,
     wire::{Address, Be16, Mac},
 };
@@ -24,6 +24,8 @@ const WORD_BITS: u64 = u32::BITS as u64;
 const WRITING: u64 = 1;
 /// In the client guard, with [`WRITING`]: somebody empties the replay window instead.
 const RESTARTING: u64 = 1 << 40;
+/// Where in the client guard the number of the interface starts.
+const INTERFACE: u32 = 41;
 /// In the client guard: what changes with each write.
 const SEQUENCE: u64 = 0xffff_ffff;
 
@@ -201,6 +203,8 @@ pub struct Client {
     pub mac: Mac,
     /// Index of the listener that it speaks to.
     pub listener: u8,
+    /// Number of the interface that its packets come in by.
+    pub interface: u8,
 }
 
 impl Client {
@@ -218,6 +222,7 @@ impl Client {
                     port: Be16::from_raw((hop >> 48) as u16),
                     mac: Mac::from_word(hop),
                     listener: (guard >> 32) as u8,
+                    interface: (guard >> INTERFACE) as u8 % MAX_INTERFACES as u8,
                 });
             }
         }
@@ -231,7 +236,8 @@ impl Client {
 
     #[inline(always)]
     fn guard(&self, block_generation: u16) -> u64 {
-        (self.listener as u64) << 32 | (block_generation as u64) << 48
+        let interface = self.interface as u64 % MAX_INTERFACES as u64;
+        (self.listener as u64) << 32 | interface << INTERFACE | (block_generation as u64) << 48
     }
 
     /// Whether the state names this client already, and its address was checked against this blocklist.
@@ -274,6 +280,29 @@ impl Client {
                 memory.store(&state.client_guard, guard & !SEQUENCE | after);
             }
             return;
+        }
+    }
+
+    /// Forgets the user's client if its packets came in by this interface, which the relay has no more. For the control
+    /// process, once no packet comes in by it.
+    pub fn forget<M: Memory>(memory: &M, state: &StateEntry, interface: u8) {
+        loop {
+            let guard = memory.load(&state.client_guard);
+            let hop = memory.load(&state.client_hop);
+            if hop == 0 || (guard >> INTERFACE) as u8 % MAX_INTERFACES as u8 != interface {
+                return;
+            }
+            // Whoever writes is a packet's: it is through in a moment.
+            if guard & WRITING == 0
+                && memory
+                    .compare_exchange(&state.client_guard, guard, guard | WRITING)
+                    .is_ok()
+            {
+                memory.store(&state.client_hop, 0);
+                let after = guard.wrapping_add(2) & SEQUENCE;
+                memory.store(&state.client_guard, guard & !SEQUENCE | after);
+                return;
+            }
         }
     }
 }
@@ -425,7 +454,22 @@ mod tests {
             port: Be16::new(40000),
             mac: Mac::new([2, 0, 0, 0, 0, host]),
             listener: 3,
+            interface: host % MAX_INTERFACES as u8,
         }
+    }
+
+    #[test]
+    fn a_client_is_forgotten_with_its_interface() {
+        let state = StateEntry::default();
+        admit(&M, &state, 10);
+        client(1).store(&M, &state, 10, 7);
+        Client::forget(&M, &state, 0);
+        assert_eq!(Client::load(&M, &state), Some(client(1)), "it came by another");
+        Client::forget(&M, &state, 1);
+        assert_eq!(Client::load(&M, &state), None);
+        admit(&M, &state, 11);
+        client(1).store(&M, &state, 11, 7);
+        assert_eq!(Client::load(&M, &state), Some(client(1)));
     }
 
     #[test]

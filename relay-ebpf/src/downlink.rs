@@ -75,6 +75,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     if packet.ip.hop_limit() <= 1 {
         return Err(Reason::TtlExpired);
     }
+    let interface = settings.interface(client.interface);
     let envelope = Envelope {
         ip: Rewrite {
             source: listener.address,
@@ -85,15 +86,18 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         source_port: listener.port,
         destination_port: client.port,
         next_hop: client.mac,
-        mac: settings.mac,
+        mac: interface.mac,
         strip: 0,
         stripped: Change::default(),
     };
-    if let Some(too_big) = envelope.check_size::<I>(settings.mtu as usize) {
+    if let Some(too_big) = envelope.check_size::<I>(interface.mtu as usize) {
         return Ok(too_big);
     }
     envelope.apply(frame, packet)?;
     platform.add(&state.downlink_packets, 1);
     platform.add(&state.downlink_bytes, payload as u64);
-    Ok(Fate::Settled(Reason::Relayed))
+    Ok(Fate::Sent {
+        reason: Reason::Relayed,
+        interface: client.interface,
+    })
 }

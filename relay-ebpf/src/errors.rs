@@ -57,7 +57,9 @@ pub fn answer<F: Frame, P: Platform>(frame: &mut F, platform: &P, mtu: usize) ->
     } else {
         answer_v6(frame, platform, at, mtu)?;
     }
-    ethernet::emit(frame, sender, platform.settings().mac, ethertype)
+    let settings = platform.settings();
+    let interface = settings.interface(settings.number_of_ingress(frame));
+    ethernet::emit(frame, sender, interface.mac, ethertype)
 }
 
 #[inline(always)]

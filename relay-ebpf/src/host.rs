@@ -133,41 +133,61 @@ impl Memory for HostMemory {
 
 /// A frame as a byte vector.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct HostFrame(pub Vec<u8>);
+pub struct HostFrame {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// The kernel's index of the interface that it came in by.
+    pub interface_index: u32,
+}
+
+impl HostFrame {
+    /// A frame that came in by an interface whose index does not matter.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            interface_index: 0,
+        }
+    }
+}
 
 impl Frame for HostFrame {
     fn bytes(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
+    }
+
+    fn interface_index(&self) -> u32 {
+        self.interface_index
     }
 
     fn read<W: Word>(&self, offset: usize) -> Option<W> {
         let end = offset.checked_add(size_of::<W>())?;
-        W::read_from_bytes(self.0.get(offset..end)?).ok()
+        W::read_from_bytes(self.bytes.get(offset..end)?).ok()
     }
 
     fn write<W: Word>(&mut self, offset: usize, words: W) -> Option<()> {
         let end = offset.checked_add(size_of::<W>())?;
-        self.0.get_mut(offset..end)?.copy_from_slice(words.as_bytes());
+        self.bytes.get_mut(offset..end)?.copy_from_slice(words.as_bytes());
         Some(())
     }
 
     fn move_start(&mut self, bytes: isize) -> Option<()> {
         let Ok(removed) = usize::try_from(bytes) else {
-            self.0.splice(..0, core::iter::repeat_n(0, bytes.unsigned_abs()));
+            self.bytes.splice(..0, core::iter::repeat_n(0, bytes.unsigned_abs()));
             return Some(());
         };
-        if removed + crate::wire::ethernet::HEADER_BYTES > self.0.len() {
+        if removed + crate::wire::ethernet::HEADER_BYTES > self.bytes.len() {
             return None;
         }
-        self.0.drain(..removed);
+        self.bytes.drain(..removed);
         Some(())
     }
 
     fn truncate(&mut self, bytes: usize) -> Option<()> {
-        if bytes < crate::wire::ethernet::HEADER_BYTES || bytes > self.0.len() {
+        if bytes < crate::wire::ethernet::HEADER_BYTES || bytes > self.bytes.len() {
             return None;
         }
-        self.0.truncate(bytes);
+        self.bytes.truncate(bytes);
         Some(())
     }
 }

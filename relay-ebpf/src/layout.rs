@@ -9,11 +9,11 @@ use core::{mem::offset_of, sync::atomic::AtomicU64};
 
 use crate::{
     platform::Memory,
-    wire::{Address, Be16, Mac},
+    wire::{Address, Be16, Frame, Mac},
 };
 
 /// Grows when the meaning or size of anything in a pinned map changes.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// The names of the maps, as the kernel and the pin directory know them (at most 15 bytes, or pins are not reused).
 pub mod map {
@@ -33,6 +33,8 @@ pub mod map {
     pub const LATENCY: &str = "latency";
     /// RINGBUF of [`DropEvent`](super::DropEvent).
     pub const EVENTS: &str = "events";
+    /// DEVMAP of the kernel's indices of the interfaces, by their numbers; written by the control process.
+    pub const TX_PORTS: &str = "tx_ports";
     /// ARRAY of one u32: the [`LAYOUT_VERSION`](super::LAYOUT_VERSION) of the pinned maps.
     pub const LAYOUT: &str = "layout";
 }
@@ -49,6 +51,8 @@ pub const CLOCK_PROGRAM: &str = "relay_clock";
 pub const MAX_LISTENERS: usize = 8;
 /// Most egress addresses of one family of one relay.
 pub const MAX_EGRESS: usize = 32;
+/// Most interfaces of one relay.
+pub const MAX_INTERFACES: usize = 8;
 /// In the blocklist: packets from this prefix are dropped.
 pub const BLOCKED: u32 = 1;
 /// In the blocklist: they are not, whatever shorter prefix blocks them. All IPv4 addresses together are a prefix of
@@ -83,6 +87,19 @@ pub struct Listener {
     pub reserved: [u8; 5],
 }
 
+/// One interface: what the program must know of it to send frames out of it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
+#[repr(C)]
+pub struct Interface {
+    /// Its own MAC address.
+    pub mac: Mac,
+    /// The kernel's index of it; 0 where the number has no interface.
+    pub index: u32,
+    /// Largest IP packet that fits it, in bytes.
+    pub mtu: u32,
+}
+
 /// What is fixed while one load of the program lives: read-only to it, so the verifier removes what is switched off.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
@@ -114,16 +131,16 @@ pub struct Settings {
     pub latency_sample: u32,
     /// One drop in this many of each reason becomes an event (a power of two), 0 for none.
     pub event_sample: u32,
-    /// Largest IP packet that fits the link to the clients, in bytes.
-    pub mtu: u32,
+    /// Numbers of interfaces in use: the largest and one. With 1, whatever comes in and goes out does so by the first.
+    pub interface_count: u32,
     /// Nanoseconds that one ICMP message spends of the limit of all: `1e9 / rate`; 0: none is sent.
     pub icmp_interval_ns: u32,
     /// ICMP messages that may be sent at once.
     pub icmp_burst: u32,
     /// Zero.
     pub reserved: u32,
-    /// The interface's own MAC address.
-    pub mac: Mac,
+    /// The interfaces, by number. A number stays its interface's as long as the maps live: they hold it.
+    pub interfaces: [Interface; MAX_INTERFACES],
     /// The listeners.
     pub listeners: [Listener; MAX_LISTENERS],
     /// The IPv4 egress addresses.
@@ -142,6 +159,44 @@ impl Settings {
             self.icmp_burst = per_second.div_ceil(10);
         }
         self
+    }
+
+    /// Whether there are several interfaces.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_several_interfaces(&self) -> bool {
+        self.interface_count > 1
+    }
+
+    /// The interface with this number.
+    #[inline(always)]
+    #[must_use]
+    pub fn interface(&self, number: u8) -> &Interface {
+        if self.has_several_interfaces() {
+            // Masked, not compared: the verifier follows the mask.
+            &self.interfaces[number as usize % MAX_INTERFACES]
+        } else {
+            &self.interfaces[0]
+        }
+    }
+
+    /// The number of the interface that a frame came in by; that of the first if it is none of them.
+    #[inline(always)]
+    #[must_use]
+    pub fn number_of_ingress<F: Frame>(&self, frame: &F) -> u8 {
+        if !self.has_several_interfaces() {
+            return 0;
+        }
+        let index = frame.interface_index();
+        for (number, interface) in self.interfaces.iter().enumerate().skip(1) {
+            if number >= self.interface_count as usize {
+                break;
+            }
+            if interface.index == index {
+                return number as u8;
+            }
+        }
+        0
     }
 }
 
@@ -279,7 +334,8 @@ pub struct StateEntry {
     /// The newest packet number so far.
     pub newest: AtomicU64,
     /// Guards `client` and `client_hop`: bits 0..32 a sequence number, odd while they are being written; 32..40 the
-    /// listener's index; 40 set while the window is being emptied; 48..64 the [`Control::block_generation`] that the
+    /// listener's index; 40 set while the window is being emptied; 41..44 the number of the interface that its packets
+    /// come in by; 48..64 the [`Control::block_generation`] that the
     /// address was checked against.
     pub client_guard: AtomicU64,
     /// The client's address, as [`Address::words`].
@@ -333,9 +389,33 @@ pub struct NextHop {
     pub mac: Mac,
     /// Largest IP packet that fits, in bytes.
     pub mtu: u16,
+    /// Number of the interface that leads to it.
+    pub interface: u8,
+}
+
+impl NextHop {
+    #[inline(always)]
+    fn of_words([hop, link]: [u64; 2]) -> Option<Self> {
+        if hop == 0 {
+            return None;
+        }
+        Some(Self {
+            mac: Mac::from_word(hop),
+            mtu: (hop >> 48) as u16,
+            interface: link as u8,
+        })
+    }
+
+    fn words(self) -> [u64; 2] {
+        [self.mac.word() | (self.mtu as u64) << 48, self.interface as u64]
+    }
 }
 
 /// One destination in `dest_map`, shared by its users.
+///
+/// The next hop takes two words, and there are two places for it: the one that `turn` says is in force, the other one
+/// is where the next change is written before `turn` says so. So a reader gets either all of the old one or all of the
+/// new one, and waits for nobody, even if the writer stops half-way for good.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct DestinationEntry {
@@ -343,9 +423,11 @@ pub struct DestinationEntry {
     address: [AtomicU64; 2],
     /// Port in network order, bits 0..16.
     port: AtomicU64,
-    /// MAC address (bits 0..48) and MTU (bits 48..64) of the next hop; 0 while unresolved.
-    next_hop: AtomicU64,
-    reserved: [AtomicU64; 4],
+    /// How often the next hop has changed; the lowest bit chooses one of `next_hops`.
+    turn: AtomicU64,
+    /// Each the MAC address (bits 0..48) and MTU (bits 48..64) of the next hop, 0 while unresolved; then the number of
+    /// the interface (bits 0..8).
+    next_hops: [[AtomicU64; 2]; 2],
 }
 
 impl DestinationEntry {
@@ -364,14 +446,24 @@ impl DestinationEntry {
     #[inline(always)]
     #[must_use]
     pub fn next_hop<M: Memory>(&self, memory: &M) -> Option<NextHop> {
-        let word = memory.load(&self.next_hop);
-        if word == 0 {
-            return None;
+        for _ in 0..memory.tries() {
+            let turn = memory.load(&self.turn);
+            let [hop, link] = &self.next_hops[turn as usize % 2];
+            let words = [memory.load(hop), memory.load(link)];
+            // Two changes later this place is written again.
+            if memory.load(&self.turn) == turn {
+                return NextHop::of_words(words);
+            }
         }
-        Some(NextHop {
-            mac: Mac::from_word(word),
-            mtu: (word >> 48) as u16,
-        })
+        None
+    }
+
+    /// The next hop, where there is one interface: in one word, which nobody writes half of.
+    #[inline(always)]
+    #[must_use]
+    pub fn next_hop_of_one_interface<M: Memory>(&self, memory: &M) -> Option<NextHop> {
+        let turn = memory.load(&self.turn);
+        NextHop::of_words([memory.load(&self.next_hops[turn as usize % 2][0]), 0])
     }
 
     /// Sets the endpoint. Only while no published user refers to this entry.
@@ -382,10 +474,14 @@ impl DestinationEntry {
         memory.store(&self.port, port.raw() as u64);
     }
 
-    /// Sets or clears the next hop of all users of this destination, in one write.
+    /// Sets or clears the next hop of all users of this destination at once. There is one writer at a time.
     pub fn set_next_hop<M: Memory>(&self, memory: &M, hop: Option<NextHop>) {
-        let word = hop.map_or(0, |hop| hop.mac.word() | (hop.mtu as u64) << 48);
-        memory.store(&self.next_hop, word);
+        let next = memory.load(&self.turn).wrapping_add(1);
+        let place = &self.next_hops[next as usize % 2];
+        for (word, value) in place.iter().zip(hop.map_or([0; 2], NextHop::words)) {
+            memory.store(word, value);
+        }
+        memory.store(&self.turn, next);
     }
 }
 
@@ -435,7 +531,7 @@ pub struct DropEvent {
 
 const _: () = {
     assert!(size_of::<Listener>() == 40);
-    assert!(size_of::<Settings>() == 80 + 40 * MAX_LISTENERS + 32 * MAX_EGRESS);
+    assert!(size_of::<Settings>() == 72 + 16 * MAX_INTERFACES + 40 * MAX_LISTENERS + 32 * MAX_EGRESS);
     assert!(size_of::<Control>() == 24);
     assert!(size_of::<SlotEntry>() == 256);
     assert!(offset_of!(SlotEntry, state.tat_ns) == 64 && offset_of!(SlotEntry, state.window) == 128);

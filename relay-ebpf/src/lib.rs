@@ -36,6 +36,8 @@ pub struct Outcome {
     pub reason: Reason,
     /// Whether the frame has become an ICMP message to its sender.
     pub answered: bool,
+    /// The number of the interface that it is to be sent out of, if that is another than it came in by.
+    pub redirect: Option<u8>,
 }
 
 impl Outcome {
@@ -46,7 +48,7 @@ impl Outcome {
         if self.answered {
             Verdict::Tx
         } else {
-            self.reason.verdict(drop_unmatched)
+            self.reason.verdict(drop_unmatched, self.redirect.is_some())
         }
     }
 }
@@ -58,25 +60,33 @@ pub struct Decision {
     pub direction: Direction,
     /// What becomes of it.
     pub fate: Fate,
+    /// The number of the interface that it is to be sent out of, if that is another than it came in by.
+    pub redirect: Option<u8>,
 }
 
 const UNRELATED: Decision = Decision {
     direction: Direction::Uplink,
     fate: Fate::Settled(Reason::Unrelated),
+    redirect: None,
 };
 
 /// Decides about a frame, rewrites it if it is to be transmitted, and answers it if it is to be answered. A frame that is
 /// to be passed is not changed.
 pub fn process<F: Frame, P: Platform>(frame: &mut F, platform: &P) -> Outcome {
-    let Decision { direction, fate } = decide(frame, platform);
+    let Decision {
+        direction,
+        fate,
+        redirect,
+    } = decide(frame, platform);
     let answered = match fate {
         Fate::TooBig { mtu } => errors::answer(frame, platform, mtu).is_some(),
-        Fate::Settled(_) => false,
+        Fate::Settled(_) | Fate::Sent { .. } => false,
     };
     Outcome {
         direction,
         reason: fate.reason(),
         answered,
+        redirect,
     }
 }
 
@@ -96,19 +106,26 @@ fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P) -> Deci
         return UNRELATED;
     };
     let settings = platform.settings();
-    if let Some((listener, index)) = listener(settings, &packet) {
-        return Decision {
-            direction: Direction::Uplink,
-            fate: uplink::process(frame, platform, &packet, listener, index),
-        };
+    let interface = settings.number_of_ingress(frame);
+    let (direction, fate) = if let Some((listener, index)) = listener(settings, &packet) {
+        let fate = uplink::process(frame, platform, &packet, listener, index, interface);
+        (Direction::Uplink, fate)
+    } else if let Some(slot) = downlink::slot(settings, packet.ip.destination(), packet.udp.destination) {
+        (Direction::Downlink, downlink::process(frame, platform, &packet, slot))
+    } else {
+        return UNRELATED;
+    };
+    let redirect = match fate {
+        Fate::Sent { interface: egress, .. } if settings.has_several_interfaces() && egress != interface => {
+            Some(egress)
+        }
+        _ => None,
+    };
+    Decision {
+        direction,
+        fate,
+        redirect,
     }
-    if let Some(slot) = downlink::slot(settings, packet.ip.destination(), packet.udp.destination) {
-        return Decision {
-            direction: Direction::Downlink,
-            fate: downlink::process(frame, platform, &packet, slot),
-        };
-    }
-    UNRELATED
 }
 
 #[inline(always)]

@@ -25,13 +25,14 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, xdp_action, xdp_md},
     helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_load_bytes},
     macros::{map, xdp},
-    maps::{Array, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{Array, DevMap, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
     programs::XdpContext,
 };
 use relay_ebpf::{
     Decision, decide, errors,
     layout::{
-        BLOCKED, Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, Settings, SlotEntry,
+        BLOCKED, Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, MAX_INTERFACES, Settings,
+        SlotEntry,
     },
     platform::{Memory, Platform, TRIES},
     verdict::{COUNTERS, Fate, Verdict},
@@ -56,11 +57,15 @@ static SETTINGS: Settings = Settings {
     drop_unmatched: 0,
     latency_sample: 0,
     event_sample: 0,
-    mtu: 0,
+    interface_count: 0,
     icmp_interval_ns: 0,
     icmp_burst: 0,
     reserved: 0,
-    mac: relay_ebpf::wire::Mac::new([0; 6]),
+    interfaces: [relay_ebpf::layout::Interface {
+        mac: relay_ebpf::wire::Mac::new([0; 6]),
+        index: 0,
+        mtu: 0,
+    }; MAX_INTERFACES],
     listeners: [relay_ebpf::layout::Listener {
         header_key: [0; 2],
         address: Address([0; 4]),
@@ -86,6 +91,8 @@ static COUNTS: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(COUNTERS, 0
 static LATENCY: PerCpuArray<Latency> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "events")]
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+#[map(name = "tx_ports")]
+static TX_PORTS: DevMap = DevMap::with_max_entries(MAX_INTERFACES as u32, 0);
 #[map(name = "layout")]
 static LAYOUT: Array<u32> = Array::with_max_entries(1, 0);
 
@@ -97,10 +104,14 @@ pub fn relay(ctx: XdpContext) -> u32 {
     let timer = Timer::start(platform.settings);
     let mut frame = PacketFrame::new(&ctx);
     let bytes = frame.bytes() as u64;
-    let Decision { direction, fate } = decide(&mut frame, &platform);
+    let Decision {
+        direction,
+        fate,
+        redirect: port,
+    } = decide(&mut frame, &platform);
     let reason = fate.reason();
     let nth = count(reason.counter(direction), bytes);
-    let mut verdict = reason.verdict(platform.settings.drop_unmatched != 0);
+    let mut verdict = reason.verdict(platform.settings.drop_unmatched != 0, port.is_some());
     if let Verdict::Drop = verdict {
         report(&ctx, &platform, reason as u8, direction as u8, bytes, nth);
     }
@@ -115,7 +126,17 @@ pub fn relay(ctx: XdpContext) -> u32 {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Tx => xdp_action::XDP_TX,
+        Verdict::Redirect => redirect(port),
     }
+}
+
+/// Has the kernel send the packet out of another interface. One that it cannot be sent out of is told by the tracepoint
+/// `xdp:xdp_exception`.
+#[inline(always)]
+fn redirect(port: Option<u8>) -> u32 {
+    TX_PORTS
+        .redirect(port.unwrap_or_default() as u32, 0)
+        .unwrap_or(xdp_action::XDP_ABORTED)
 }
 
 /// Tells the control process what this program's clock says: writes the jiffies into the first 8 bytes of the packet.
@@ -425,6 +446,11 @@ impl Frame for PacketFrame<'_> {
     #[inline(always)]
     fn bytes(&self) -> usize {
         self.ctx.data_end() - self.ctx.data()
+    }
+
+    #[inline(always)]
+    fn interface_index(&self) -> u32 {
+        self.ctx.ingress_ifindex() as u32
     }
 
     #[inline(always)]

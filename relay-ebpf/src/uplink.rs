@@ -2,7 +2,7 @@
 
 use crate::{
     admission::{self, Client},
-    layout::{Listener, MAX_EGRESS, Settings, SlotEntry, User},
+    layout::{Listener, MAX_EGRESS, NextHop, Settings, SlotEntry, User},
     platform::Platform,
     token::{self, TOKEN_BYTES, Token},
     translate::{Envelope, Packet},
@@ -19,7 +19,8 @@ use crate::{
 /// TTL of a reflected ping: it starts anew at the relay.
 const PING_HOP_LIMIT: u8 = 64;
 
-/// Decides about a packet for `listener`, the one with this index, and rewrites it if it is to be transmitted.
+/// Decides about a packet for `listener`, the one with this index, that came in by the interface with this number, and
+/// rewrites it if it is to be transmitted.
 #[inline(always)]
 pub fn process<F: Frame, P: Platform, I: Ip>(
     frame: &mut F,
@@ -27,8 +28,9 @@ pub fn process<F: Frame, P: Platform, I: Ip>(
     packet: &Packet<I>,
     listener: &Listener,
     listener_index: u8,
+    interface: u8,
 ) -> Fate {
-    relay(frame, platform, packet, listener, listener_index).unwrap_or_else(Fate::Settled)
+    relay(frame, platform, packet, listener, listener_index, interface).unwrap_or_else(Fate::Settled)
 }
 
 #[inline(always)]
@@ -38,6 +40,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     packet: &Packet<I>,
     listener: &Listener,
     listener_index: u8,
+    interface: u8,
 ) -> Result<Fate, Reason> {
     let settings = platform.settings();
     if packet.ip.is_fragment() {
@@ -82,6 +85,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         port: packet.udp.source,
         mac,
         listener: listener_index,
+        interface,
     };
     let generation = platform.block_generation();
     let moved = !client.is_current(platform, state, generation);
@@ -95,16 +99,20 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         client.store(platform, state, token.pn(), generation);
     }
     if payload == 0 {
-        return reflect(frame, packet, mac, settings.mac).map(Fate::Settled);
+        let reason = reflect(frame, packet, mac, settings.interface(interface).mac)?;
+        return Ok(Fate::Sent { reason, interface });
     }
-    let (envelope, mtu) = address(platform, packet, &user, payload, strip(travelled))?;
-    if let Some(too_big) = envelope.check_size::<I>(mtu) {
+    let (envelope, next_hop) = address(platform, packet, &user, payload, strip(travelled))?;
+    if let Some(too_big) = envelope.check_size::<I>(next_hop.mtu as usize) {
         return Ok(too_big);
     }
     envelope.apply(frame, packet)?;
     platform.add(&state.uplink_packets, 1);
     platform.add(&state.uplink_bytes, payload as u64);
-    Ok(Fate::Settled(Reason::Relayed))
+    Ok(Fate::Sent {
+        reason: Reason::Relayed,
+        interface: next_hop.interface,
+    })
 }
 
 #[inline(always)]
@@ -126,7 +134,7 @@ fn strip(travelled: [u64; 3]) -> Change {
     })
 }
 
-/// Finds where the packet goes, what its headers become, and how large a packet may be there.
+/// Finds where the packet goes, what its headers become, and the next hop that it is sent to.
 #[inline(always)]
 fn address<P: Platform, I: Ip>(
     platform: &P,
@@ -134,13 +142,18 @@ fn address<P: Platform, I: Ip>(
     user: &User,
     payload: u16,
     stripped: Change,
-) -> Result<(Envelope, usize), Reason> {
+) -> Result<(Envelope, NextHop), Reason> {
     let settings = platform.settings();
     let unresolved = Reason::DestinationUnresolved;
     let destination = platform.destination(user.destination).ok_or(unresolved)?;
     let (address, port) = destination.endpoint(platform);
     let source = egress(settings, user, address).ok_or(unresolved)?;
-    let next_hop = destination.next_hop(platform).ok_or(unresolved)?;
+    let next_hop = if settings.has_several_interfaces() {
+        destination.next_hop(platform)
+    } else {
+        destination.next_hop_of_one_interface(platform)
+    };
+    let next_hop = next_hop.ok_or(unresolved)?;
     if packet.ip.hop_limit() <= 1 {
         return Err(Reason::TtlExpired);
     }
@@ -154,11 +167,11 @@ fn address<P: Platform, I: Ip>(
         source_port: user.egress_port,
         destination_port: port,
         next_hop: next_hop.mac,
-        mac: settings.mac,
+        mac: settings.interface(next_hop.interface).mac,
         strip: TOKEN_BYTES,
         stripped,
     };
-    Ok((envelope, next_hop.mtu as usize))
+    Ok((envelope, next_hop))
 }
 
 #[inline(always)]

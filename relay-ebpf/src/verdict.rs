@@ -10,16 +10,19 @@ pub enum Verdict {
     Drop,
     /// Send it out of the interface that it came in by.
     Tx,
+    /// Send it out of another interface.
+    Redirect,
 }
 
 impl Verdict {
-    /// The name of the verdict: `PASS`, `DROP` or `TX`.
+    /// The name of the verdict: `PASS`, `DROP`, `TX` or `REDIRECT`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pass => "PASS",
             Self::Drop => "DROP",
             Self::Tx => "TX",
+            Self::Redirect => "REDIRECT",
         }
     }
 }
@@ -128,8 +131,15 @@ reasons! {
 /// What a path makes of a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fate {
-    /// It is treated so, and nothing is left to do.
+    /// It is treated so, and nothing is left to do: it is not sent.
     Settled(Reason),
+    /// It is rewritten, to be sent.
+    Sent {
+        /// Why.
+        reason: Reason,
+        /// The number of the interface that it leaves by.
+        interface: u8,
+    },
     /// It is [`Reason::TooBig`], and its sender may be told that IP packets of `mtu` bytes get through.
     TooBig {
         /// The largest packet that the sender may send.
@@ -143,19 +153,21 @@ impl Fate {
     #[must_use]
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Settled(reason) => reason,
+            Self::Settled(reason) | Self::Sent { reason, .. } => reason,
             Self::TooBig { .. } => Reason::TooBig,
         }
     }
 }
 
 impl Reason {
-    /// The verdict that this reason leads to; `drop_unmatched` is the operator's choice for unsolicited packets.
+    /// The verdict that this reason leads to; `drop_unmatched` is the operator's choice for unsolicited packets, and
+    /// `is_redirected` says that a packet to be sent leaves by another interface than it came in by.
     #[inline(always)]
     #[must_use]
-    pub const fn verdict(self, drop_unmatched: bool) -> Verdict {
+    pub const fn verdict(self, drop_unmatched: bool, is_redirected: bool) -> Verdict {
         match self {
             Self::Unrelated => Verdict::Pass,
+            Self::Relayed | Self::Ping if is_redirected => Verdict::Redirect,
             Self::Relayed | Self::Ping => Verdict::Tx,
             Self::Unsolicited if !drop_unmatched => Verdict::Pass,
             Self::Fragment

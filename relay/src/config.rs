@@ -14,7 +14,7 @@ use std::{
 };
 
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrLike as _};
-use relay_ebpf::layout::{MAX_EGRESS, MAX_LISTENERS};
+use relay_ebpf::layout::{MAX_EGRESS, MAX_INTERFACES, MAX_LISTENERS};
 
 use self::read::{Raw, Reader};
 
@@ -23,7 +23,7 @@ pub const DEFAULT_FILE: &str = "/etc/lumenlink/relay.toml";
 
 /// Every key, `section.name`, and what it says.
 pub const KEYS: [(&str, &str); 21] = [
-    ("interface", "Where packets arrive and leave [default: eth0]"),
+    ("interface", "Where packets arrive and leave, NAME,… [default: eth0]"),
     (
         "listen",
         "Where clients send to, ADDRESS:PORT,… [default: the interface's addresses, port 4500]",
@@ -80,7 +80,7 @@ pub const KEYS: [(&str, &str); 21] = [
     ("xdp.persist", "Keep forwarding without the process [default: false]"),
     (
         "xdp.pin_dir",
-        "Where maps and link are pinned then [default: /sys/fs/bpf/lumenlink/INTERFACE]",
+        "Where maps and links are pinned then [default: /sys/fs/bpf/lumenlink/INTERFACE, the first one]",
     ),
     ("store.kind", "Where users are kept [default: redb]"),
 ];
@@ -265,8 +265,8 @@ impl XdpMode {
 /// A configuration in which every value is valid and fits the others.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Config {
-    /// The interface that packets arrive and leave by.
-    pub interface: String,
+    /// The interfaces that packets arrive and leave by; at least one.
+    pub interfaces: Vec<String>,
     /// Where clients send to.
     pub listen: Vec<SocketAddr>,
     /// Where relayed packets come from.
@@ -299,7 +299,7 @@ pub struct Config {
     pub xdp_mode: XdpMode,
     /// Keep forwarding without the process.
     pub xdp_persist: bool,
-    /// Where maps, program and link are pinned with `xdp_persist`; on a bpffs.
+    /// Where maps and links are pinned with `xdp_persist`; on a bpffs.
     pub xdp_pin_dir: PathBuf,
     /// One packet in this many is timed (a power of two), 0 for none.
     pub latency_sample: u32,
@@ -332,13 +332,13 @@ impl Config {
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, ConfigError> {
-        let interface = interface(reader);
+        let interfaces = interfaces(reader);
         let listen_given = reader.is_given("listen");
         let listen = reader.take_list("listen", read::parsed("an address and port, like \"192.0.2.1:4500\""));
         let listen = match listen {
             Some(listen) => listen,
             None if listen_given => Vec::new(),
-            None => default_listeners(&interface).map_err(|error| with_faults(reader, error))?,
+            None => default_listeners(&interfaces).map_err(|error| with_faults(reader, error))?,
         };
         let egress_given = reader.is_given("egress");
         let egress = reader.take_list("egress", read::parsed("an IP address, like \"192.0.2.1\""));
@@ -379,10 +379,10 @@ impl Config {
                 })
                 .unwrap_or(XdpMode::Auto),
             xdp_persist: reader.take("xdp.persist", Raw::boolean).unwrap_or(false),
-            xdp_pin_dir: pin_dir(reader, &interface),
+            xdp_pin_dir: pin_dir(reader, &interfaces),
             latency_sample: reader.take("latency_sample", sample).unwrap_or(1024),
             drop_sample: reader.take("drop_sample", sample).unwrap_or(64),
-            interface,
+            interfaces,
             listen,
             egress,
             first_egress_port,
@@ -426,8 +426,8 @@ impl Config {
     /// See [`ConfigError`].
     pub fn pin_dir(sources: &Sources) -> Result<PathBuf, ConfigError> {
         Self::one(sources, |reader| {
-            let interface = interface(reader);
-            pin_dir(reader, &interface)
+            let interfaces = interfaces(reader);
+            pin_dir(reader, &interfaces)
         })
     }
 
@@ -600,8 +600,28 @@ impl Config {
     }
 }
 
-fn interface(reader: &mut Reader<'_>) -> String {
-    reader.take("interface", Raw::text).unwrap_or_else(|| "eth0".to_owned())
+/// The interfaces, of which there is one at least even where they have faults.
+fn interfaces(reader: &mut Reader<'_>) -> Vec<String> {
+    const KEY: &str = "interface";
+    let given = reader.is_given(KEY);
+    let mut interfaces = reader.take_list_or_one(KEY, Raw::text).unwrap_or_default();
+    for (i, name) in interfaces.iter().enumerate() {
+        if interfaces[..i].contains(name) {
+            reader.fault(KEY, format!("{name} is there twice"));
+        }
+    }
+    if interfaces.len() > MAX_INTERFACES {
+        let found = interfaces.len();
+        reader.fault(KEY, format!("{found} interfaces; a relay has at most {MAX_INTERFACES}"));
+    }
+    // Not where items were no names: an empty list is then but a consequence.
+    if given && interfaces.is_empty() && !reader.has_fault(KEY) {
+        reader.fault(KEY, "no interface: write at least one, or leave the key out".to_owned());
+    }
+    if interfaces.is_empty() {
+        interfaces.push("eth0".to_owned());
+    }
+    interfaces
 }
 
 fn admin(reader: &mut Reader<'_>) -> PathBuf {
@@ -610,10 +630,10 @@ fn admin(reader: &mut Reader<'_>) -> PathBuf {
         .unwrap_or_else(|| "/run/lumenlink/relay.sock".into())
 }
 
-fn pin_dir(reader: &mut Reader<'_>, interface: &str) -> PathBuf {
+fn pin_dir(reader: &mut Reader<'_>, interfaces: &[String]) -> PathBuf {
     reader
         .take("xdp.pin_dir", Raw::path)
-        .unwrap_or_else(|| Path::new("/sys/fs/bpf/lumenlink").join(interface))
+        .unwrap_or_else(|| Path::new("/sys/fs/bpf/lumenlink").join(&interfaces[0]))
 }
 
 /// The faults found so far rather than a consequence of them.
@@ -625,13 +645,20 @@ fn with_faults(reader: &mut Reader<'_>, error: String) -> ConfigError {
     ConfigError::Faults(std::mem::take(&mut reader.faults))
 }
 
-/// All addresses of the interface that others can reach, with the default port.
-fn default_listeners(interface: &str) -> Result<Vec<SocketAddr>, String> {
-    let all = getifaddrs().map_err(|error| format!("listing the addresses of {interface}: {error}"))?;
-    let mut exists = false;
+/// All addresses of the interfaces that others can reach, with the default port.
+fn default_listeners(interfaces: &[String]) -> Result<Vec<SocketAddr>, String> {
+    let names = interfaces.join(", ");
+    let all = getifaddrs().map_err(|error| format!("listing the addresses of {names}: {error}"))?;
+    let all: Vec<_> = all.collect();
+    for interface in interfaces {
+        if !all.iter().any(|entry| entry.interface_name == *interface) {
+            return Err(format!(
+                "there is no interface `{interface}` here; set `interface` in relay.toml, or RELAY_INTERFACE"
+            ));
+        }
+    }
     let mut addresses = Vec::new();
-    for entry in all.filter(|entry| entry.interface_name == interface) {
-        exists = true;
+    for entry in all.iter().filter(|entry| interfaces.contains(&entry.interface_name)) {
         let Some(address) = entry.address else { continue };
         debug_assert!(address.len() > 0);
         if let Some(v4) = address.as_sockaddr_in() {
@@ -640,17 +667,12 @@ fn default_listeners(interface: &str) -> Result<Vec<SocketAddr>, String> {
             addresses.push(IpAddr::V6(v6.ip()));
         }
     }
-    if !exists {
-        return Err(format!(
-            "there is no interface `{interface}` here; set `interface` in relay.toml, or RELAY_INTERFACE"
-        ));
-    }
     addresses.retain(|address| is_host(*address));
     addresses.sort();
     addresses.truncate(MAX_LISTENERS);
     if addresses.is_empty() {
         return Err(format!(
-            "{interface} has no address that others can reach: give it one, or set `listen` in relay.toml"
+            "{names} has no address that others can reach: give it one, or set `listen` in relay.toml"
         ));
     }
     Ok(addresses

@@ -180,7 +180,11 @@ fn register_gauges(registry: &Registry, relay: &Relay) -> Result<(), MetricsErro
     )?;
     let mode = relay.datapath().mode().map_or("none", XdpMode::name);
     build
-        .with_label_values(&[env!("CARGO_PKG_VERSION"), relay.config().interface.as_str(), mode])
+        .with_label_values(&[
+            env!("CARGO_PKG_VERSION"),
+            relay.config().interfaces.join(",").as_str(),
+            mode,
+        ])
         .set(1.0);
     Ok(registry.register(Box::new(build))?)
 }

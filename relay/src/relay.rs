@@ -13,9 +13,9 @@ use ipnet::IpNet;
 use relay_ebpf::verdict::Reason;
 
 use crate::{
-    admin::api::{CounterView, Reloaded, Status, Traffic, UserView},
+    admin::api::{CounterView, InterfaceView, Reloaded, Status, Traffic, UserView},
     config::{Checked, Config, ConfigError, Sources, XdpMode},
-    datapath::{Datapath, DatapathError, PublishedUser},
+    datapath::{Datapath, DatapathError, InterfaceStatus, PublishedUser},
     grant::{Grant, Secret},
     users::{
         NewUser, Refusal, User, Users,
@@ -106,10 +106,12 @@ impl Relay {
             took = ?report.took,
             "users published"
         );
-        let mode = datapath.attach()?;
-        if mode == XdpMode::Generic && state.config.xdp_mode == XdpMode::Auto {
+        datapath.attach()?;
+        let is_slow = |interface: &InterfaceStatus| interface.mode == Some(XdpMode::Generic);
+        let is_auto = state.config.xdp_mode == XdpMode::Auto;
+        for interface in datapath.interfaces().iter().filter(|found| is_auto && is_slow(found)) {
             tracing::warn!(
-                interface = state.config.interface,
+                interface = interface.name,
                 "the driver cannot run XDP natively: relaying in generic mode, several times slower \
                  (`lumenlink-relay check` says more)"
             );
@@ -343,7 +345,13 @@ impl Relay {
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             relay_id: config.relay_id,
-            interface: config.interface.clone(),
+            interface: config.interfaces.join(","),
+            interfaces: self
+                .datapath
+                .interfaces()
+                .into_iter()
+                .map(InterfaceView::from)
+                .collect(),
             mode: self.datapath.mode().map(|mode| mode.name().to_owned()),
             persist: config.xdp_persist,
             listen: config.listen.clone(),
@@ -365,14 +373,14 @@ impl Relay {
 /// What the maps, the link, the sockets and the store were made with.
 fn check_fixed(old: &Config, new: &Config) -> Result<(), RelayError> {
     let fixed = [
-        ("interface", old.interface == new.interface),
         ("max_users", old.max_users == new.max_users),
         ("http", old.http == new.http),
         ("admin", old.admin == new.admin),
         ("state_dir", old.state_dir == new.state_dir),
         ("xdp.mode", old.xdp_mode == new.xdp_mode),
         ("xdp.persist", old.xdp_persist == new.xdp_persist),
-        ("xdp.pin_dir", old.xdp_pin_dir == new.xdp_pin_dir),
+        // Its default follows the first interface; without persist, nothing is there.
+        ("xdp.pin_dir", !old.xdp_persist || old.xdp_pin_dir == new.xdp_pin_dir),
     ];
     match fixed.into_iter().find(|(_, same)| !same) {
         Some((key, _)) => Err(RelayError::Fixed { key }),

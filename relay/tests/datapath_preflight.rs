@@ -40,7 +40,7 @@ fn a_veth_pair_runs_native_xdp_and_a_bridge_does_not() {
 
         let on_bridge = |xdp_mode| {
             let items = check(&Config {
-                interface: "bridge0".into(),
+                interfaces: vec!["bridge0".into()],
                 xdp_mode,
                 ..config(1000)
             });
@@ -60,7 +60,7 @@ fn an_interface_that_is_missing_down_large_or_without_its_addresses_is_told() {
     let namespace = Namespace::new();
     namespace.run(|| {
         let missing = check(&Config {
-            interface: "nowhere0".into(),
+            interfaces: vec!["nowhere0".into()],
             ..config(1000)
         });
         let interface = find(&missing, "interface");

@@ -61,7 +61,8 @@ impl Backend for ForeignBackend {
         }
     }
 
-    fn process(&mut self, _now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError> {
+    /// A program of somebody's has one interface.
+    fn process_on(&mut self, _now_ns: u64, _interface: u8, frame: &[u8]) -> Result<Processed, BackendError> {
         let Some(wire) = &mut self.wire else {
             let mut processed = run_once(self.object.program()?, frame)?;
             if matches!(processed.verdict, Verdict::Drop | Verdict::Aborted) {
@@ -69,9 +70,10 @@ impl Backend for ForeignBackend {
             }
             return Ok(processed);
         };
-        let passage = wire.exchange(frame)?;
+        let passage = wire.exchange(0, frame)?;
         Ok(Processed {
             verdict: passage.verdict,
+            egress: passage.egress,
             frame: passage.frame,
         })
     }

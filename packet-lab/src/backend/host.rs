@@ -15,7 +15,10 @@ use super::{
     Backend, BackendError, Counters, Processed, Traffic, UserState, counter,
     tables::{self, Tables},
 };
-use crate::world::{NextHop, User, World};
+use crate::{
+    observe::Verdict,
+    world::{NextHop, User, World},
+};
 
 /// The same source as the XDP program, compiled for the host.
 #[derive(Debug)]
@@ -33,9 +36,10 @@ impl HostBackend {
     /// # Errors
     /// If the world is larger than a relay.
     pub fn new(world: &World) -> Result<Self, BackendError> {
+        let indices: Vec<u32> = (0..world.interfaces().len() as u8).map(index).collect();
         let backend = Self {
             world: world.clone(),
-            host: Host::new(tables::settings(world, 1)?),
+            host: Host::new(tables::settings(world, 1, &indices)?),
             counters: Counters::new(),
             answers: 0,
             block_generation: 0,
@@ -43,6 +47,11 @@ impl HostBackend {
         tables::populate(&backend, world)?;
         Ok(backend)
     }
+}
+
+/// An index of the interface with this number, as a kernel might give it.
+fn index(number: u8) -> u32 {
+    100 + u32::from(number)
 }
 
 impl Tables for HostBackend {
@@ -68,9 +77,12 @@ impl Backend for HostBackend {
         true
     }
 
-    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError> {
+    fn process_on(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Result<Processed, BackendError> {
         self.control().lab_now_ns.store(now_ns, Ordering::Release);
-        let mut host_frame = HostFrame(frame.to_vec());
+        let mut host_frame = HostFrame {
+            bytes: frame.to_vec(),
+            interface_index: index(interface),
+        };
         let outcome = relay_ebpf::process(&mut host_frame, &self.host);
         let moved = self
             .counters
@@ -79,9 +91,12 @@ impl Backend for HostBackend {
         moved.packets += 1;
         moved.bytes += frame.len() as u64;
         self.answers += u64::from(outcome.answered);
+        let verdict = outcome.verdict(self.world.drop_unmatched).into();
+        let is_sent = matches!(verdict, Verdict::Tx | Verdict::Redirect);
         Ok(Processed {
-            verdict: outcome.verdict(self.world.drop_unmatched).into(),
-            frame: host_frame.0,
+            verdict,
+            egress: is_sent.then(|| outcome.redirect.unwrap_or(interface)),
+            frame: host_frame.bytes,
         })
     }
 

@@ -1,5 +1,6 @@
 //! The real XDP program in the kernel, one frame at a time by `BPF_PROG_TEST_RUN`, on the lab's clock. Nothing is
-//! attached to any interface.
+//! attached to any interface, unless there are several: these must be there for the program to tell them apart, in a
+//! network namespace of the backend's own.
 
 use std::{fs, net::SocketAddr, ops::RangeInclusive, sync::atomic::Ordering};
 
@@ -25,6 +26,7 @@ use super::{
 };
 use crate::{
     observe::Verdict,
+    veth::{Ends, Wire},
     world::{NextHop, User, World},
 };
 
@@ -34,6 +36,9 @@ pub(super) const FRAME_BYTES: RangeInclusive<usize> = 14..=3_500;
 
 /// How much longer a program may make a frame: what the kernel leaves in front of one and behind it.
 const ROOM_BYTES: usize = 1024;
+
+/// The bytes of a frame with its sender's MAC address.
+const SOURCE_MAC: std::ops::Range<usize> = 6..12;
 
 const CAP_NET_ADMIN: u32 = 12;
 pub(super) const CAP_NET_RAW: u32 = 13;
@@ -45,6 +50,8 @@ const CAP_BPF: u32 = 39;
 pub struct KernelBackend {
     world: World,
     loaded: Loaded,
+    /// The interfaces, if there are several.
+    wire: Option<Wire>,
     block_generation: u16,
 }
 
@@ -59,14 +66,37 @@ impl KernelBackend {
         } else {
             clock::tick()?.as_nanos() as u64
         };
-        let settings = tables::settings(world, tick_ns)?;
+        let count = world.interfaces().len();
+        let load = |indices: &[u32]| {
+            let settings = tables::settings(world, tick_ns, indices)?;
+            Ok::<_, BackendError>(Loaded::new(&LoadOptions { settings, pins: None })?)
+        };
+        let (loaded, wire) = if count == 1 {
+            (load(&[0])?, None)
+        } else {
+            let ends = Ends::take(count)?;
+            let mut loaded = load(&ends.indices())?;
+            ends.inside(|| {
+                let mut numbered = (0..).zip(ends.indices());
+                numbered.try_for_each(|(number, index)| loaded.maps.set_port(number, index))
+            })??;
+            let wire = Wire::with(ends, loaded.program()?)?;
+            (loaded, Some(wire))
+        };
         let backend = Self {
             world: world.clone(),
-            loaded: Loaded::new(&LoadOptions { settings, pins: None })?,
+            loaded,
+            wire,
             block_generation: 0,
         };
         tables::populate(&backend, world)?;
         Ok(backend)
+    }
+
+    /// The interfaces with the program on them, if there are several: for another use, after which this backend runs
+    /// nothing itself.
+    pub(super) fn take_wire(&mut self) -> Option<Wire> {
+        self.wire.take()
     }
 
     /// The loaded program and its maps.
@@ -91,9 +121,16 @@ impl KernelBackend {
 /// # Errors
 /// If the kernel cannot run it, or it returns what is no XDP action.
 pub fn run_once(program: &Xdp, frame: &[u8]) -> Result<Processed, BackendError> {
+    run_on(program, 0, frame)
+}
+
+/// Gives one frame to a program, as if it came in by the interface of this network namespace with this index, 0 for
+/// the loopback interface.
+fn run_on(program: &Xdp, ingress_ifindex: u32, frame: &[u8]) -> Result<Processed, BackendError> {
     let mut output = vec![0; frame.len() + ROOM_BYTES];
     let context = Context {
         data_end: frame.len() as u32,
+        ingress_ifindex,
         ..Context::default()
     };
     let mut context_after = Context::default();
@@ -113,7 +150,11 @@ pub fn run_once(program: &Xdp, frame: &[u8]) -> Result<Processed, BackendError> 
     // What a program writes in front of the frame for programs after it is no part of the frame.
     output.drain(..(context_after.data as usize).min(output.len()));
     let verdict = Verdict::from_action(result.return_value).ok_or(BackendError::Action(result.return_value))?;
-    Ok(Processed { verdict, frame: output })
+    Ok(Processed {
+        verdict,
+        egress: (verdict == Verdict::Tx).then_some(0),
+        frame: output,
+    })
 }
 
 /// `struct xdp_md` of `linux/bpf.h`: what a test run says of a frame besides its bytes, as offsets.
@@ -179,9 +220,27 @@ impl Backend for KernelBackend {
         FRAME_BYTES.contains(&frame.len())
     }
 
-    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError> {
+    /// What interface a frame is redirected to, a test run does not say; its source address is that interface's.
+    fn process_on(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Result<Processed, BackendError> {
         self.set_clock(now_ns);
-        run_once(self.loaded.program()?, frame)
+        let program = self.loaded.program()?;
+        let Some(wire) = &self.wire else {
+            return run_once(program, frame);
+        };
+        let ends = wire.ends();
+        let index = ends.indices()[usize::from(interface)];
+        let mut processed = ends.inside(|| run_on(program, index, frame))??;
+        processed.egress = match processed.verdict {
+            Verdict::Tx => Some(interface),
+            Verdict::Redirect => {
+                let mac = processed.frame.get(SOURCE_MAC);
+                let interfaces = self.world.interfaces();
+                let number = interfaces.iter().position(|interface| Some(&interface.mac[..]) == mac);
+                number.map(|number| number as u8)
+            }
+            _ => None,
+        };
+        Ok(processed)
     }
 
     fn counters(&self) -> Result<Counters, BackendError> {

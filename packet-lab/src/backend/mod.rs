@@ -65,6 +65,8 @@ pub enum BackendError {
 pub struct Processed {
     /// What the kernel is told.
     pub verdict: Verdict,
+    /// The number of the interface that it is sent out of, where it is and that can be told.
+    pub egress: Option<u8>,
     /// The frame afterwards.
     pub frame: Vec<u8>,
 }
@@ -102,6 +104,8 @@ pub struct Client {
     pub mac: [u8; 6],
     /// The listener that it speaks to.
     pub listener: SocketAddr,
+    /// The number of the interface that its packets come in by.
+    pub interface: u8,
     /// The generation of the blocklist that its address was checked against, 0 for none.
     pub block_generation: u16,
 }
@@ -113,7 +117,11 @@ impl fmt::Display for Client {
             f,
             "{address} via {mac} to {listener}, checked against blocklist {}",
             self.block_generation
-        )
+        )?;
+        match self.interface {
+            0 => Ok(()),
+            number => write!(f, ", by interface {number}"),
+        }
     }
 }
 
@@ -142,11 +150,19 @@ pub trait Backend {
     /// Whether a frame like this can be given to it at all.
     fn takes(&self, frame: &[u8]) -> bool;
 
-    /// Gives it a frame at a time on the lab's clock.
+    /// Gives it a frame at a time on the lab's clock, by the interface with this number, which exists.
     ///
     /// # Errors
     /// If it could not be run; what becomes of the frame is no error.
-    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError>;
+    fn process_on(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Result<Processed, BackendError>;
+
+    /// Gives it a frame at a time on the lab's clock, by the first interface.
+    ///
+    /// # Errors
+    /// As [`process_on`](Self::process_on).
+    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError> {
+        self.process_on(now_ns, 0, frame)
+    }
 
     /// All counters.
     ///

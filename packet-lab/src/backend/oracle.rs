@@ -74,8 +74,8 @@ impl Backend for OracleBackend {
         true
     }
 
-    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError> {
-        let judgement = self.oracle.judge(now_ns, frame);
+    fn process_on(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Result<Processed, BackendError> {
+        let judgement = self.oracle.judge(now_ns, interface, frame);
         let moved = self
             .counters
             .entry(counter(judgement.direction, judgement.reason))
@@ -87,6 +87,7 @@ impl Backend for OracleBackend {
         self.answers += u64::from(judgement.answered);
         Ok(Processed {
             verdict: judgement.verdict,
+            egress: judgement.egress,
             frame: judgement.frame,
         })
     }
@@ -109,6 +110,7 @@ impl Backend for OracleBackend {
                 address: client.address,
                 mac: client.mac,
                 listener: client.listener,
+                interface: client.interface,
                 block_generation: client.blocklist_generation,
             }),
             uplink: traffic(memory.uplink),

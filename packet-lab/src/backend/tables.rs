@@ -21,7 +21,8 @@ pub(super) trait Tables {
 }
 
 /// The load-time settings of a world. Time is the lab's unless the world says otherwise.
-pub(super) fn settings(world: &World, tick_ns: u64) -> Result<Settings, BackendError> {
+/// `indices` are the kernel's of the interfaces.
+pub(super) fn settings(world: &World, tick_ns: u64, indices: &[u32]) -> Result<Settings, BackendError> {
     let (v4, v6) = (world.egress_of(true), world.egress_of(false));
     let mut settings = Settings {
         tick_ns,
@@ -37,10 +38,19 @@ pub(super) fn settings(world: &World, tick_ns: u64) -> Result<Settings, BackendE
         drop_unmatched: u32::from(world.drop_unmatched),
         latency_sample: world.latency_sample,
         event_sample: world.event_sample,
-        mtu: world.mtu.into(),
-        mac: Mac::new(world.mac),
+        interface_count: world.interfaces().len() as u32,
         ..Settings::default().with_icmp_limit(world.icmp_per_second)
     };
+    let interfaces = world.interfaces().into_iter().zip(indices);
+    fill(
+        &mut settings.interfaces,
+        interfaces.map(|(interface, index)| layout::Interface {
+            mac: Mac::new(interface.mac),
+            index: *index,
+            mtu: interface.mtu.into(),
+        }),
+        "interfaces",
+    )?;
     fill(
         &mut settings.listeners,
         world.listeners.iter().map(|&at| listener(world, at)),
@@ -147,6 +157,7 @@ fn next_hop(hop: NextHop) -> layout::NextHop {
     layout::NextHop {
         mac: Mac::new(hop.mac),
         mtu: hop.mtu,
+        interface: hop.interface,
     }
 }
 
@@ -171,6 +182,7 @@ pub(super) fn user_state<T: Tables>(tables: &T, world: &World, slot: u32) -> Use
         address: SocketAddr::new(client.address.into(), client.port.get()),
         mac: client.mac.bytes(),
         listener: world.listeners[usize::from(client.listener)],
+        interface: client.interface,
         block_generation: (read(&state.client_guard) >> 48) as u16,
     });
     UserState {

@@ -27,7 +27,10 @@ impl VethBackend {
     /// If the kernel refuses, the process may not make network namespaces, or the world is larger than a relay.
     pub fn new(world: &World) -> Result<Self, BackendError> {
         let mut relay = KernelBackend::new(world)?;
-        let wire = Wire::new(relay.loaded().program()?)?;
+        let wire = match relay.take_wire() {
+            Some(wire) => wire,
+            None => Wire::new(relay.loaded().program()?)?,
+        };
         Ok(Self { wire, relay })
     }
 }
@@ -53,11 +56,12 @@ impl Backend for VethBackend {
     }
 
     /// As every program's on a wire, a dropped frame's bytes afterwards are nobody's: they are those that went in.
-    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError> {
+    fn process_on(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Result<Processed, BackendError> {
         self.relay.set_clock(now_ns);
-        let passage = self.wire.exchange(frame)?;
+        let passage = self.wire.exchange(interface, frame)?;
         Ok(Processed {
             verdict: passage.verdict,
+            egress: passage.egress,
             frame: passage.frame,
         })
     }

@@ -185,6 +185,7 @@ fn destination(index: u32, ipv6: bool) -> Destination {
         next_hop: Some(NextHop {
             mac: [0x02, 0, 0, 0, high, low],
             mtu: 1_500,
+            interface: 0,
         }),
     }
 }

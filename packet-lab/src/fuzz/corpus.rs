@@ -162,10 +162,10 @@ impl Backend for Recorder {
         true
     }
 
-    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError> {
+    fn process_on(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Result<Processed, BackendError> {
         self.now_ns = now_ns;
         self.record(Action::Send(frame.to_vec()));
-        self.oracle.process(now_ns, frame)
+        self.oracle.process_on(now_ns, interface, frame)
     }
 
     fn counters(&self) -> Result<Counters, BackendError> {

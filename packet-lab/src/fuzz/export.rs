@@ -143,6 +143,7 @@ fn relay(world: &World) -> Relay {
         mtu: Some(world.mtu),
         icmp_per_second: Some(world.icmp_per_second),
         mac: Some(Mac(world.mac)),
+        interfaces: None,
         blocklist: Vec::new(),
     }
 }
@@ -152,6 +153,7 @@ fn destination(known: &world::Destination) -> Destination {
         to: known.to,
         mac: known.next_hop.map(|hop| Mac(hop.mac)),
         mtu: known.next_hop.map(|hop| hop.mtu),
+        interface: known.next_hop.map(|hop| hop.interface).filter(|number| *number != 0),
         resolved: known.next_hop.is_none().then_some(false),
     }
 }
@@ -224,6 +226,7 @@ fn next_hop(to: SocketAddr, hop: Option<world::NextHop>) -> Step {
             lost: hop.is_none(),
             mac: hop.map(|hop| Mac(hop.mac)),
             mtu: hop.map(|hop| hop.mtu),
+            interface: hop.map(|hop| hop.interface).filter(|number| *number != 0),
         }),
         ..Step::default()
     }

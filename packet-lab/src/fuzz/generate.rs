@@ -132,6 +132,7 @@ fn next_hop(dice: &mut Dice) -> Option<NextHop> {
     (!one_in(dice, 12)).then(|| NextHop {
         mac: [0x02, 0, 0, 0, 0, pick(dice, &[0xd1, 0xd2])],
         mtu: pick(dice, &[1_500, 1_500, 1_400, 600, 100]),
+        interface: 0,
     })
 }
 

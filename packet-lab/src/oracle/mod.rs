@@ -44,7 +44,7 @@ use self::{
 };
 use crate::{
     Verdict,
-    world::{Destination, NextHop, User, World},
+    world::{Destination, Interface, NextHop, User, World},
 };
 
 /// Most bytes of payload that a UDP checksum is computed over.
@@ -61,6 +61,8 @@ pub struct Judgement {
     pub reason: Reason,
     /// What the kernel is told: to transmit it, if anything is sent.
     pub verdict: Verdict,
+    /// The number of the interface that it is sent out of, if it is.
+    pub egress: Option<u8>,
     /// The frame afterwards.
     pub frame: Vec<u8>,
     /// Whether that is an ICMP message to its sender.
@@ -78,6 +80,8 @@ pub struct Client {
     pub mac: [u8; 6],
     /// The listener that it spoke to.
     pub listener: SocketAddr,
+    /// The number of the interface that it was last heard by.
+    pub interface: u8,
     /// The blocklist that its address was checked against, by the number that [`Oracle::set_blocklist`] gave it.
     pub blocklist_generation: u16,
 }
@@ -129,8 +133,13 @@ pub struct Oracle {
     touched: Option<u32>,
 }
 
-/// A frame that is sent, and why.
-type Sent = (Reason, Vec<u8>);
+/// A frame that is sent, by which interface, and why.
+#[derive(Debug)]
+struct Sent {
+    reason: Reason,
+    interface: u8,
+    frame: Vec<u8>,
+}
 
 impl Oracle {
     /// A relay with the configuration and the destinations of this world, and no users.
@@ -149,17 +158,17 @@ impl Oracle {
         }
     }
 
-    /// What becomes of a frame that comes in at this time.
-    pub fn judge(&mut self, now_ns: u64, frame: &[u8]) -> Judgement {
+    /// What becomes of a frame that comes in at this time by the interface with this number.
+    pub fn judge(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Judgement {
         self.touched = None;
-        let (direction, outcome) = self.direct(now_ns, frame);
-        let is_sent = outcome.is_ok();
-        let (reason, frame) = match outcome {
-            Ok((reason, sent)) => (reason, sent),
-            Err(reason) => (reason, frame.to_vec()),
+        let (direction, outcome) = self.direct(now_ns, interface, frame);
+        let (reason, egress, frame) = match outcome {
+            Ok(sent) => (sent.reason, Some(sent.interface), sent.frame),
+            Err(reason) => (reason, None, frame.to_vec()),
         };
         let verdict = match reason {
-            _ if is_sent => Verdict::Tx,
+            _ if egress == Some(interface) => Verdict::Tx,
+            _ if egress.is_some() => Verdict::Redirect,
             Reason::Unrelated => Verdict::Pass,
             Reason::Unsolicited if !self.world.drop_unmatched => Verdict::Pass,
             _ => Verdict::Drop,
@@ -168,22 +177,23 @@ impl Oracle {
             direction,
             reason,
             verdict,
+            egress,
             frame,
-            answered: is_sent && reason == Reason::TooBig,
+            answered: egress.is_some() && reason == Reason::TooBig,
             slot: self.touched,
         }
     }
 
     /// Is it for a listener, an egress address and port, or neither?
-    fn direct(&mut self, now_ns: u64, frame: &[u8]) -> (Direction, Result<Sent, Reason>) {
+    fn direct(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> (Direction, Result<Sent, Reason>) {
         let Some(packet) = Packet::read(frame) else {
             return (Direction::Uplink, Err(Reason::Unrelated));
         };
         if self.world.listeners.contains(&packet.destination()) {
-            return (Direction::Uplink, self.uplink(now_ns, &packet));
+            return (Direction::Uplink, self.uplink(now_ns, interface, &packet));
         }
         if let Some(slot) = self.slot_of_egress(packet.destination()) {
-            return (Direction::Downlink, self.downlink(now_ns, &packet, slot));
+            return (Direction::Downlink, self.downlink(now_ns, interface, &packet, slot));
         }
         (Direction::Uplink, Err(Reason::Unrelated))
     }
@@ -192,7 +202,7 @@ impl Oracle {
     ///
     /// # Errors
     /// The reason why it is not sent.
-    fn uplink(&mut self, now_ns: u64, packet: &Packet) -> Result<Sent, Reason> {
+    fn uplink(&mut self, now_ns: u64, interface: u8, packet: &Packet) -> Result<Sent, Reason> {
         let listener = packet.destination();
 
         // 2. Is it whole?
@@ -244,6 +254,7 @@ impl Oracle {
                 address: source,
                 mac: packet.source_mac(),
                 listener,
+                interface,
                 blocklist_generation: self.blocklist_generation,
             };
             let nobody = client.mac == [0; 6] && client.address.port() == 0;
@@ -252,7 +263,11 @@ impl Oracle {
 
         // 10. Is it a ping?
         if payload.is_empty() {
-            return Ok((Reason::Ping, self.reflected(packet, datagram)));
+            return Ok(Sent {
+                reason: Reason::Ping,
+                interface,
+                frame: self.reflected(interface, packet, datagram),
+            });
         }
 
         // 11. Where to?
@@ -266,7 +281,7 @@ impl Oracle {
             return Err(Reason::TtlExpired);
         }
         if sent_bytes(user.to.ip(), payload) > usize::from(next_hop.mtu) {
-            return self.too_big(now_ns, packet, user.to, next_hop.mtu, token::TOKEN_BYTES);
+            return self.too_big(now_ns, interface, packet, user.to, next_hop.mtu, token::TOKEN_BYTES);
         }
         if is_too_long_to_sum(packet, user.to, payload) {
             return Err(Reason::TooBig);
@@ -276,19 +291,23 @@ impl Oracle {
         let memory = &mut self.memories[slot];
         memory.uplink.add(payload);
         let outside = Outside {
-            from_mac: self.world.mac,
+            from_mac: self.interface(next_hop.interface).mac,
             to_mac: next_hop.mac,
             from: egress,
             to: user.to,
             hop_limit: packet.hop_limit() - 1,
         };
-        Ok((Reason::Relayed, rewrite::rewrite(packet, &outside, payload)))
+        Ok(Sent {
+            reason: Reason::Relayed,
+            interface: next_hop.interface,
+            frame: rewrite::rewrite(packet, &outside, payload),
+        })
     }
 
-    /// The datagram goes back to its sender as it came.
-    fn reflected(&self, packet: &Packet, datagram: &[u8]) -> Vec<u8> {
+    /// The datagram goes back to its sender as it came, by the interface that it came by.
+    fn reflected(&self, interface: u8, packet: &Packet, datagram: &[u8]) -> Vec<u8> {
         let outside = Outside {
-            from_mac: self.world.mac,
+            from_mac: self.interface(interface).mac,
             to_mac: packet.source_mac(),
             from: packet.destination(),
             to: packet.source(),
@@ -301,7 +320,7 @@ impl Oracle {
     ///
     /// # Errors
     /// The reason why it is not sent.
-    fn downlink(&mut self, now_ns: u64, packet: &Packet, slot: u32) -> Result<Sent, Reason> {
+    fn downlink(&mut self, now_ns: u64, ingress: u8, packet: &Packet, slot: u32) -> Result<Sent, Reason> {
         let unsolicited = Reason::Unsolicited;
 
         // A user has the slot, and the packet comes from exactly the user's destination address and port.
@@ -320,8 +339,9 @@ impl Oracle {
         if packet.hop_limit() <= 1 {
             return Err(Reason::TtlExpired);
         }
-        if sent_bytes(client.address.ip(), payload) > usize::from(self.world.mtu) {
-            return self.too_big(now_ns, packet, client.address, self.world.mtu, 0);
+        let interface = self.interface(client.interface);
+        if sent_bytes(client.address.ip(), payload) > usize::from(interface.mtu) {
+            return self.too_big(now_ns, ingress, packet, client.address, interface.mtu, 0);
         }
         if is_too_long_to_sum(packet, client.address, payload) {
             return Err(Reason::TooBig);
@@ -331,13 +351,21 @@ impl Oracle {
         self.touched = Some(slot);
         memory.downlink.add(payload);
         let outside = Outside {
-            from_mac: self.world.mac,
+            from_mac: interface.mac,
             to_mac: client.mac,
             from: client.listener,
             to: client.address,
             hop_limit: packet.hop_limit() - 1,
         };
-        Ok((Reason::Relayed, rewrite::rewrite(packet, &outside, payload)))
+        Ok(Sent {
+            reason: Reason::Relayed,
+            interface: client.interface,
+            frame: rewrite::rewrite(packet, &outside, payload),
+        })
+    }
+
+    fn interface(&self, number: u8) -> Interface {
+        self.world.interfaces()[usize::from(number)]
     }
 
     /// "Errors": the packet, which goes to `to` without `taken_off` bytes of it, is dropped, and its sender told how large
@@ -348,6 +376,7 @@ impl Oracle {
     fn too_big(
         &mut self,
         now_ns: u64,
+        ingress: u8,
         packet: &Packet,
         to: SocketAddr,
         mtu: u16,
@@ -356,12 +385,16 @@ impl Oracle {
         // What a header of the sender's family takes, and one of the receiver's.
         let (outside, inside) = (sent_bytes(packet.source().ip(), &[]), sent_bytes(to.ip(), &[]));
         let mtu = (usize::from(mtu) + taken_off + outside).saturating_sub(inside);
-        let message = errors::too_big(packet, self.world.mac, mtu).ok_or(Reason::TooBig)?;
+        let message = errors::too_big(packet, self.interface(ingress).mac, mtu).ok_or(Reason::TooBig)?;
         let rate = self.world.icmp_per_second;
         if rate == 0 || !self.messages.take(rate, rate.div_ceil(10), now_ns) {
             return Err(Reason::TooBig);
         }
-        Ok((Reason::TooBig, message))
+        Ok(Sent {
+            reason: Reason::TooBig,
+            interface: ingress,
+            frame: message,
+        })
     }
 
     /// `slot = port − first egress port + ports per address × index of the egress address`, if this is an egress

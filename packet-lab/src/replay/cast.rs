@@ -21,6 +21,7 @@ pub const DEFAULT_PORT: u16 = 4500;
 pub const NEXT_HOP: NextHop = NextHop {
     mac: [0x02, 0, 0, 0, 0, 0xd1],
     mtu: 1500,
+    interface: 0,
 };
 /// The header key of a relay whose own is not known.
 pub const HEADER_KEY: [u8; 16] = [

@@ -288,7 +288,11 @@ mod tests {
             .with_user(user(5, "198.51.100.7:5000"));
         let destination = |to| Destination {
             to: address(to),
-            next_hop: Some(NextHop { mac: [2; 6], mtu: 1500 }),
+            next_hop: Some(NextHop {
+                mac: [2; 6],
+                mtu: 1500,
+                interface: 0,
+            }),
         };
         world.destinations = vec![destination("198.51.100.7:5000"), destination("[2001:db8:d::7]:5000")];
         world.header_key = Some([0xf0; 16]);

@@ -113,6 +113,7 @@ impl Unmet {
             self.compare(format!("{of}state"), Some("unchanged".to_owned()), Some(changed));
         }
         if let Some(out) = &expect.out {
+            self.compare(format!("{of}out.interface"), out.interface, observed.egress);
             self.out(of, out, &observed.output);
         }
     }
@@ -133,6 +134,7 @@ impl Unmet {
                         mtu: out.mtu,
                         bytes: out.bytes,
                         frame: out.frame.clone(),
+                        interface: out.interface,
                         ..Out::default()
                     }) =>
             {
@@ -162,7 +164,7 @@ impl Unmet {
         let sent = seen
             .observations
             .iter()
-            .filter(|observed| observed.verdict == Verdict::Tx);
+            .filter(|observed| matches!(observed.verdict, Verdict::Tx | Verdict::Redirect));
         let sent = by_receiver(sent.map(|observed| &observed.output));
         let captured = by_receiver(seen.captured_outputs.iter());
         // Nothing would be compared with nothing.

@@ -126,10 +126,25 @@ pub struct Relay {
     /// The interface's MAC address; 02:00:00:00:00:01 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
+    /// Its interfaces, where it has several; numbered from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interfaces: Option<Vec<Interface>>,
     /// Source prefixes whose packets are dropped.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<String>")]
     pub blocklist: Vec<IpNet>,
+}
+
+/// An interface of the relay.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Interface {
+    /// Its MAC address; 02:00:00:00:00:01 of the first by default, and so on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+    /// Largest IP packet, in bytes, that fits its link; 1500 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
 }
 
 /// What becomes of unsolicited packets.
@@ -164,6 +179,9 @@ pub struct Destination {
     /// Largest IP packet, in bytes, that fits the link to the next hop; 1500 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Number of the interface that leads to it; 0 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<u8>,
     /// Whether the next hop is known; it is by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolved: Option<bool>,
@@ -250,7 +268,8 @@ pub struct Step {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Send {
-    /// The whole frame, from its Ethernet header. Nothing else is given then but `cut` and `flip_bit`.
+    /// The whole frame, from its Ethernet header. Nothing else is given then but `interface`, `cut` and
+    /// `flip_bit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frame: Option<Bytes>,
     /// Address and port of the sender.
@@ -259,6 +278,10 @@ pub struct Send {
     /// Address and port of the receiver.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<SocketAddr>,
+    /// Number of the interface that it comes in by; of a destination the one that leads to it, of anybody else 0 by
+    /// default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<u8>,
     /// MAC address of the sender; of a destination that of its next hop, of anybody else 02:00:00:00:00:c1 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_mac: Option<Mac>,
@@ -456,6 +479,9 @@ pub struct NextHop {
     /// Largest IP packet, in bytes, that fits the link to it; 1500 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Number of the interface that leads to it; 0 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<u8>,
 }
 
 /// What must become of what a step sends. What is not given may be anything; the snapshot has it all the same.
@@ -499,6 +525,9 @@ pub struct Expect {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Out {
+    /// Number of the interface that it leaves by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<u8>,
     /// Address and port of the sender.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<SocketAddr>,

@@ -331,6 +331,62 @@ impl Check<'_> {
             present.insert(user.id, slot);
         }
         self.users_over_time(present, &setting);
+        self.interfaces(&setting);
+    }
+
+    /// Whether every number of an interface is one's.
+    fn interfaces(&mut self, setting: &Setting) {
+        let relay = self.file.relay.as_ref();
+        if let Some(interfaces) = relay.and_then(|relay| relay.interfaces.as_ref()) {
+            if interfaces.is_empty() {
+                self.fault(
+                    &["relay".into(), "interfaces".into()],
+                    "no interface: leave the key out",
+                );
+            }
+            for key in ["mac", "mtu"] {
+                let given = relay.is_some_and(|relay| {
+                    if key == "mac" {
+                        relay.mac.is_some()
+                    } else {
+                        relay.mtu.is_some()
+                    }
+                });
+                if given {
+                    self.fault(
+                        &["relay".into(), key.into()],
+                        format!("`interfaces` has the {key} of each: leave this one out"),
+                    );
+                }
+            }
+        }
+        let count = setting.world.interfaces().len();
+        let mut named: Vec<(Vec<Place<'_>>, Option<u8>)> = Vec::new();
+        for (number, destination) in self.file.destinations.iter().enumerate() {
+            named.push((vec!["destination".into(), number.into()], destination.interface));
+        }
+        for (number, step) in self.file.steps.iter().enumerate() {
+            let at = |keys: &[&'static str]| -> Vec<Place<'_>> {
+                let keys = keys.iter().map(|key| Place::Key(key));
+                ["step".into(), number.into()].into_iter().chain(keys).collect()
+            };
+            let of_send = step.send.as_ref().and_then(|send| send.interface);
+            let of_hop = step.next_hop.as_ref().and_then(|hop| hop.interface);
+            let expected = step.expect.as_ref().and_then(|expect| expect.out.as_ref());
+            named.push((at(&["send"]), of_send));
+            named.push((at(&["next_hop"]), of_hop));
+            named.push((at(&["expect", "out"]), expected.and_then(|out| out.interface)));
+        }
+        for (mut at, interface) in named {
+            let Some(number) = interface.filter(|number| usize::from(*number) >= count) else {
+                continue;
+            };
+            at.push("interface".into());
+            self.fault(
+                &at,
+                format!("there is no interface {number}; there are {count}, numbered from 0 (`relay.interfaces`)"),
+            );
+        }
     }
 
     fn slot(&mut self, at: &[Place<'_>], slot: u32, setting: &Setting) {
@@ -485,6 +541,7 @@ impl Check<'_> {
         if let Some(frame) = &send.frame {
             let alone = Send {
                 frame: Some(frame.clone()),
+                interface: send.interface,
                 cut: send.cut,
                 flip_bit: send.flip_bit,
                 ..Send::default()
@@ -492,7 +549,7 @@ impl Check<'_> {
             if *send != alone {
                 self.fault(
                     &at("frame"),
-                    "`frame` is the whole frame: besides it there can be `cut` and `flip_bit` only",
+                    "`frame` is the whole frame: besides it there can be `interface`, `cut` and `flip_bit` only",
                 );
             }
             return;

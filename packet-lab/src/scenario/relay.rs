@@ -5,9 +5,9 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use relay_ebpf::layout::{MAX_EGRESS, MAX_LISTENERS};
+use relay_ebpf::layout::{MAX_EGRESS, MAX_INTERFACES, MAX_LISTENERS};
 
-use super::file::{Destination, File, NextHop, Relay, Renew, Unmatched, User};
+use super::file::{Destination, File, Interface, NextHop, Relay, Renew, Unmatched, User};
 use super::load::Scenario;
 use crate::world::{self, World};
 
@@ -46,8 +46,17 @@ impl Setting {
         let room = of(true).max(of(false)) * u32::from(count);
         let max_users = relay.max_users.unwrap_or(room);
         let protected = relay.header_protection.unwrap_or(true);
+        let mut interfaces = interfaces(&relay.interfaces.unwrap_or_default());
+        if interfaces.is_empty() {
+            interfaces.push(world::Interface {
+                mac: relay.mac.map_or(base.mac, |mac| mac.0),
+                mtu: relay.mtu.unwrap_or(MTU),
+            });
+        }
+        let first_interface = interfaces.remove(0);
         let world = World {
-            mac: relay.mac.map_or(base.mac, |mac| mac.0),
+            mac: first_interface.mac,
+            more_interfaces: interfaces,
             relay_id: relay.relay_id.unwrap_or(base.relay_id),
             header_key: protected.then(|| relay.header_key.map_or(HEADER_KEY, |key| key.0)),
             listeners,
@@ -56,7 +65,7 @@ impl Setting {
             egress_ports: count,
             max_users,
             drop_unmatched: relay.unmatched == Some(Unmatched::Drop),
-            mtu: relay.mtu.unwrap_or(MTU),
+            mtu: first_interface.mtu,
             icmp_per_second: relay.icmp_per_second.unwrap_or(base.icmp_per_second),
             ..World::new()
         };
@@ -81,6 +90,16 @@ impl Setting {
                 ));
             }
         }
+        let interfaces = self.world.interfaces();
+        if interfaces.len() > MAX_INTERFACES {
+            let count = interfaces.len();
+            let message = format!("{count} interfaces; a relay has at most {MAX_INTERFACES}");
+            faults.push(("interfaces", message));
+        }
+        let is_twice = |at: usize| interfaces[..at].iter().any(|other| other.mac == interfaces[at].mac);
+        if (0..interfaces.len()).any(is_twice) {
+            faults.push(("interfaces", "two interfaces with one MAC address".to_owned()));
+        }
         if egress.is_empty() {
             faults.push(("egress", "no egress address: nothing could be relayed".to_owned()));
         }
@@ -90,6 +109,19 @@ impl Setting {
         }
         faults
     }
+}
+
+/// Interfaces whose MAC addresses, if not given, are 02:00:00:00:00:01 and the next ones.
+fn interfaces(given: &[Interface]) -> Vec<world::Interface> {
+    let given = given.iter().enumerate();
+    given
+        .map(|(number, interface)| world::Interface {
+            mac: interface
+                .mac
+                .map_or([0x02, 0, 0, 0, 0, (number as u8).wrapping_add(1)], |mac| mac.0),
+            mtu: interface.mtu.unwrap_or(MTU),
+        })
+        .collect()
 }
 
 fn addresses(listeners: &[SocketAddr]) -> Vec<IpAddr> {
@@ -207,6 +239,7 @@ fn destinations(file: &File) -> Vec<world::Destination> {
             let next_hop = Some(world::NextHop {
                 mac: NEXT_HOP_MAC,
                 mtu: MTU,
+                interface: 0,
             });
             all.push(world::Destination { to, next_hop });
         }
@@ -218,6 +251,7 @@ fn destination(given: &Destination) -> world::Destination {
     let next_hop = world::NextHop {
         mac: given.mac.map_or(NEXT_HOP_MAC, |mac| mac.0),
         mtu: given.mtu.unwrap_or(MTU),
+        interface: given.interface.unwrap_or(0),
     };
     world::Destination {
         to: given.to,
@@ -230,6 +264,7 @@ pub(super) fn next_hop(change: &NextHop) -> Option<world::NextHop> {
     let found = world::NextHop {
         mac: change.mac.map_or(NEXT_HOP_MAC, |mac| mac.0),
         mtu: change.mtu.unwrap_or(MTU),
+        interface: change.interface.unwrap_or(0),
     };
     (!change.lost).then_some(found)
 }

@@ -202,8 +202,8 @@ struct Run<'a> {
     world: World,
     users: Users,
     now_ns: u64,
-    /// The first frame of each step that sent one.
-    sent: BTreeMap<usize, Vec<u8>>,
+    /// The first frame of each step that sent one, and the interface that it came in by.
+    sent: BTreeMap<usize, (u8, Vec<u8>)>,
 }
 
 /// What the frames of a step did, together.
@@ -354,27 +354,28 @@ impl<'a> Run<'a> {
             if nth > 0 {
                 self.now_ns += step.every.map_or(0, |every| every.0);
             }
-            let frame = match (&step.send, step.repeat_step) {
+            let (interface, frame) = match (&step.send, step.repeat_step) {
                 (Some(described), _) => {
-                    send::frame(described, u64::from(nth), &self.world, &self.users).ok_or(StepError::NoUser)?
+                    let frame = send::frame(described, u64::from(nth), &self.world, &self.users);
+                    (send::interface(described, &self.world), frame.ok_or(StepError::NoUser)?)
                 }
                 // The very bytes that were sent, whatever became of the user since.
                 (None, Some(earlier)) => self.sent.get(&earlier).cloned().ok_or(StepError::NotSent(earlier))?,
                 (None, None) => return Ok(seen),
             };
-            self.give(&frame, &mut seen)?;
-            self.sent.entry(number).or_insert(frame);
+            self.give(interface, &frame, &mut seen)?;
+            self.sent.entry(number).or_insert((interface, frame));
         }
         Ok(seen)
     }
 
-    fn give(&mut self, frame: &[u8], seen: &mut Seen) -> Result<(), StepError> {
+    fn give(&mut self, interface: u8, frame: &[u8], seen: &mut Seen) -> Result<(), StepError> {
         let unable = self.lab.not_taking(frame);
         if !unable.is_empty() {
             let (bytes, unable) = (frame.len(), unable.join(" and "));
             return Err(StepError::NotTaken { bytes, unable });
         }
-        seen.observations.push(self.lab.step(self.now_ns, frame)?);
+        seen.observations.push(self.lab.step_on(self.now_ns, interface, frame)?);
         Ok(())
     }
 
@@ -418,7 +419,7 @@ impl<'a> Run<'a> {
             if replay.resign {
                 resigner.resign(&mut packet.data);
             }
-            self.give(&packet.data, &mut seen)?;
+            self.give(0, &packet.data, &mut seen)?;
             if replay
                 .limit
                 .is_some_and(|limit| seen.observations.len() as u64 >= limit)
@@ -515,9 +516,18 @@ pub(super) fn reason_name((direction, reason): (Direction, Reason)) -> String {
 fn packet(observed: &Observation) -> PacketOutcome {
     PacketOutcome {
         input: frame(&observed.input),
-        verdict: observed.verdict.name().to_owned(),
+        verdict: verdict(observed),
         reason: observed.reason().map(reason_name),
         output: (observed.output != observed.input).then(|| frame(&observed.output)),
+    }
+}
+
+/// What the kernel was told; with the interface that the packet leaves by, if that is another than it came in by.
+fn verdict(observed: &Observation) -> String {
+    let name = observed.verdict.name();
+    match observed.egress {
+        Some(egress) if egress != observed.ingress => format!("{name} (interface {egress})"),
+        _ => name.to_owned(),
     }
 }
 
@@ -532,7 +542,7 @@ fn totals(seen: &Seen) -> Vec<Total> {
     let mut totals = BTreeMap::new();
     for observed in &seen.observations {
         let reason = observed.reason().map(reason_name);
-        *totals.entry((reason, observed.verdict.name().to_owned())).or_default() += 1;
+        *totals.entry((reason, verdict(observed))).or_default() += 1;
     }
     let totals = totals.into_iter();
     totals
@@ -568,7 +578,7 @@ fn counters(seen: &Seen) -> Vec<Counted> {
 fn digest(seen: &Seen) -> String {
     let mut hasher = Sha256::new();
     for observed in &seen.observations {
-        hasher.update(observed.verdict.name());
+        hasher.update(verdict(observed));
         hasher.update((observed.output.len() as u64).to_be_bytes());
         hasher.update(&observed.output);
     }

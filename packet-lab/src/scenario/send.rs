@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     craft::{self, Grant, UdpFrame, flip_bit},
-    world::World,
+    world::{Destination, World},
 };
 
 const ETHERNET_BYTES: usize = 14;
@@ -36,6 +36,16 @@ pub(super) fn frame(send: &Send, nth: u64, world: &World, users: &Users) -> Opti
     Some(bytes)
 }
 
+/// The number of the interface that the frame of a step comes in by.
+pub(super) fn interface(send: &Send, world: &World) -> u8 {
+    let by_default = || {
+        let destination = send.from.and_then(|from| destination_at(from, world));
+        let hop = destination.and_then(|known| known.next_hop);
+        hop.map_or(0, |hop| hop.interface)
+    };
+    send.interface.unwrap_or_else(by_default)
+}
+
 fn udp(send: &Send, nth: u64, world: &World, users: &Users) -> Option<Vec<u8>> {
     let (from, to) = (send.from?, send.to?);
     let payload = send
@@ -49,7 +59,7 @@ fn udp(send: &Send, nth: u64, world: &World, users: &Users) -> Option<Vec<u8>> {
     };
     let mut shape = UdpFrame::new(from, to, sealed);
     shape.from_mac = send.from_mac.map_or_else(|| sender_mac(from, world), |mac| mac.0);
-    shape.to_mac = send.to_mac.map_or(world.mac, |mac| mac.0);
+    shape.to_mac = send.to_mac.map_or_else(|| receiver_mac(send, world), |mac| mac.0);
     shape.hop_limit = send.ttl.unwrap_or(shape.hop_limit);
     shape.tos = send.tos.unwrap_or(shape.tos);
     shape.identification = send.id.unwrap_or(shape.identification);
@@ -93,11 +103,20 @@ fn udp(send: &Send, nth: u64, world: &World, users: &Users) -> Option<Vec<u8>> {
 }
 
 fn sender_mac(from: SocketAddr, world: &World) -> [u8; 6] {
-    let destination = world.destinations.iter().find(|known| known.to.ip() == from.ip());
-    match destination {
+    match destination_at(from, world) {
         Some(known) => known.next_hop.map_or(NEXT_HOP_MAC, |hop| hop.mac),
         None => [0x02, 0, 0, 0, 0, 0xc1],
     }
+}
+
+fn destination_at(from: SocketAddr, world: &World) -> Option<&Destination> {
+    world.destinations.iter().find(|known| known.to.ip() == from.ip())
+}
+
+fn receiver_mac(send: &Send, world: &World) -> [u8; 6] {
+    let interfaces = world.interfaces();
+    let interface = interfaces.get(usize::from(interface(send, world)));
+    interface.map_or(world.mac, |interface| interface.mac)
 }
 
 fn seal(token: &Token, nth: u64, payload: &[u8], world: &World, users: &Users) -> Option<Vec<u8>> {

@@ -126,6 +126,7 @@ fn oddities(send: &Send) -> Vec<String> {
             .as_ref()
             .map(|bytes| format!("{} bytes behind it", bytes.to_vec().len())),
     );
+    given(send.interface.map(|number| format!("by interface {number}")));
     given(send.from_mac.map(|mac| format!("from MAC {mac}")));
     given(send.to_mac.map(|mac| format!("to MAC {mac}")));
     given(send.cut.map(|bytes| format!("cut to {bytes} bytes")));

@@ -311,7 +311,7 @@ impl<'a> Judge<'a> {
     /// Whether the frame afterwards is what it should be.
     fn check_output(&self, seen: &Seen<'_>, expected: Expected) -> Result<(), String> {
         let processed = &seen.treated.processed;
-        if processed.verdict != expected.reason.verdict(true).into() {
+        if processed.verdict != expected.reason.verdict(true, false).into() {
             return Err(format!("{} for {}", processed.verdict.name(), expected.reason.name()));
         }
         if processed.verdict != Verdict::Tx {

@@ -12,10 +12,6 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
 use super::{FRAME_BYTES, HEADER_BYTES, VethError, socket::PacketSocket, socket_error};
 use crate::pass::PassProgram;
 
-/// The end that frames are sent from.
-pub(super) const SENDING_END: &str = "sender";
-/// The end with the program.
-pub(super) const PROGRAM_END: &str = "program";
 /// Numbers of the namespace's interfaces.
 pub(super) const STATISTICS: &str = "/proc/thread-self/net/dev";
 /// Whether interfaces that are made from now on have IPv6.
@@ -24,47 +20,95 @@ const NO_IPV6: &str = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
 /// This thread's network namespace.
 const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
-/// What holds the namespace.
+/// The name of the end that frames are sent from.
+pub(super) fn sending_end(number: usize) -> String {
+    format!("sender{number}")
+}
+
+/// The name of the end with the program.
+pub(super) fn program_end(number: usize) -> String {
+    format!("program{number}")
+}
+
+/// Both ends of veth pairs, and what holds their namespace.
 #[derive(Debug)]
-pub(super) struct Ends {
-    pub(super) near: PacketSocket,
-    pub(super) far: PacketSocket,
+pub struct Ends {
+    pub(super) pairs: Vec<Pair>,
     pub(super) statistics: File,
     namespace: File,
+}
+
+/// Both ends of one pair.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) near: PacketSocket,
+    pub(super) far: PacketSocket,
     program_index: u32,
     _pass: PassProgram,
 }
 
+impl Pair {
+    fn make(number: usize) -> Result<Self, VethError> {
+        let (sending_end, program_end) = (sending_end(number), program_end(number));
+        let indices = links(&sending_end, &program_end)?;
+        // A veth interface takes frames from the XDP program at its other end only if it has a program too.
+        let pass = PassProgram::attach(&sending_end)?;
+        set(indices, "setting a veth interface up", LinkMessageBuilder::up)?;
+        let socket = |interface: &str| PacketSocket::new(interface).map_err(socket_error("making a packet socket"));
+        Ok(Self {
+            near: socket(&sending_end)?,
+            far: socket(&program_end)?,
+            program_index: indices[1],
+            _pass: pass,
+        })
+    }
+}
+
 impl Ends {
     /// Makes the namespace and all in it.
-    pub(super) fn make() -> Result<Self, VethError> {
+    pub(super) fn make(count: usize) -> Result<Self, VethError> {
         in_a_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET).map_err(VethError::Namespace)?;
-            let indices = links()?;
-            // A veth interface takes frames from the XDP program at its other end only if it has a program too.
-            let pass = PassProgram::attach(SENDING_END)?;
-            set(indices, "setting a veth interface up", LinkMessageBuilder::up)?;
-            let socket = |interface| PacketSocket::new(interface).map_err(socket_error("making a packet socket"));
+            without_ipv6()?;
             Ok(Self {
-                near: socket(SENDING_END)?,
-                far: socket(PROGRAM_END)?,
+                pairs: (0..count).map(Pair::make).collect::<Result<_, _>>()?,
                 statistics: open(STATISTICS)?,
                 namespace: open(NAMESPACE)?,
-                program_index: indices[1],
-                _pass: pass,
             })
         })
     }
 
-    /// Attaches a program to its end, for as long as the link is kept.
-    pub(super) fn attach(&self, program: &mut Xdp) -> Result<XdpLink, VethError> {
+    /// Attaches a program to its end of each pair, for as long as the links are kept.
+    pub(super) fn attach(&self, program: &mut Xdp) -> Result<Vec<XdpLink>, VethError> {
         in_a_thread(|| {
             setns(&self.namespace, CloneFlags::CLONE_NEWNET).map_err(VethError::Namespace)?;
-            let attached = program.attach_to_if_index(self.program_index, XdpMode::Driver);
-            attached
-                .and_then(|link| program.take_link(link))
-                .map_err(VethError::Attach)
+            let mut attach = |pair: &Pair| {
+                let attached = program.attach_to_if_index(pair.program_index, XdpMode::Driver);
+                attached
+                    .and_then(|link| program.take_link(link))
+                    .map_err(VethError::Attach)
+            };
+            self.pairs.iter().map(&mut attach).collect()
         })
+    }
+
+    /// The kernel's indices of the program's ends, in their namespace.
+    #[must_use]
+    pub fn indices(&self) -> Vec<u32> {
+        self.pairs.iter().map(|pair| pair.program_index).collect()
+    }
+
+    /// Does something in this thread as if it was in the namespace.
+    ///
+    /// # Errors
+    /// If it cannot be entered, or not be left again.
+    pub fn inside<T>(&self, work: impl FnOnce() -> T) -> Result<T, VethError> {
+        let home = open(NAMESPACE)?;
+        let enter = |namespace: &File| setns(namespace, CloneFlags::CLONE_NEWNET).map_err(VethError::Namespace);
+        enter(&self.namespace)?;
+        let done = panic::catch_unwind(panic::AssertUnwindSafe(work));
+        enter(&home)?;
+        done.map_or_else(|panicked| panic::resume_unwind(panicked), Ok)
     }
 }
 
@@ -87,24 +131,25 @@ fn open(file: &'static str) -> Result<File, VethError> {
 /// Index of the sending end and of the program's.
 type Indices = [u32; 2];
 
-fn links() -> Result<Indices, VethError> {
+fn without_ipv6() -> Result<(), VethError> {
     match fs::write(NO_IPV6, "1") {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(VethError::File {
-                action: "turning IPv6 off by",
-                file: NO_IPV6,
-                source: error,
-            });
-        }
-        _ => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VethError::File {
+            action: "turning IPv6 off by",
+            file: NO_IPV6,
+            source: error,
+        }),
+        _ => Ok(()),
     }
+}
+
+fn links(sending_end: &str, program_end: &str) -> Result<Indices, VethError> {
     netlink(async |handle| {
-        let pair = LinkVeth::new(SENDING_END, PROGRAM_END).build();
+        let pair = LinkVeth::new(sending_end, program_end).build();
         let made = handle.link().add(pair).execute().await;
         made.map_err(link_error("making a veth pair"))
     })?;
     let index = |name| nix::net::if_::if_nametoindex(name).map_err(socket_error("looking for a veth interface"));
-    let indices = [index(SENDING_END)?, index(PROGRAM_END)?];
+    let indices = [index(sending_end)?, index(program_end)?];
     set(indices, "setting up a veth interface", |link| {
         link.mtu((FRAME_BYTES.end() - HEADER_BYTES) as u32).arp(false)
     })?;

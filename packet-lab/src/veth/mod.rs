@@ -1,10 +1,11 @@
-//! A wire: a veth pair in a network namespace without a name, an XDP program on one end, packet sockets on both.
+//! A wire: a veth pair in a network namespace without a name, an XDP program on one end, packet sockets on both; or
+//! several of them, for a program that sends from one to another.
 //!
 //! Nothing on it says anything by itself: there are no addresses, IPv6 is off and ARP too. Nothing of it can be left
 //! behind: the namespace lives as long as the sockets in it, and these go with the process, however that ends.
 //!
-//! What became of a frame is *seen*: it came back to the end that it was sent from (TX), or came out at the program's
-//! end (PASS), or, once both ends are known to have done all their work, neither (DROP). Two things tell when that is:
+//! What became of a frame is *seen*: it came back to the end that it was sent from (TX) or that of another pair
+//! (REDIRECT), or came out at the program's end (PASS), or, once both ends are known to have done all their work, neither (DROP). Two things tell when that is:
 //! the program's end counts a frame as received once it is through with it; and a marker that is sent after it, from
 //! the program's end to the other, arrives behind whatever the program sent the same way.
 
@@ -12,7 +13,6 @@ mod link;
 mod socket;
 
 use std::{
-    fs::File,
     io::{self, Read as _, Seek as _},
     ops::RangeInclusive,
     os::fd::{AsFd as _, BorrowedFd},
@@ -28,7 +28,7 @@ use nix::{
     unistd::Pid,
 };
 
-use self::link::Ends;
+pub use self::link::Ends;
 use crate::{inspect, observe::Verdict, pass::PassError};
 
 /// Frames that go through: at least an Ethernet header, at most what a veth interface takes with a native XDP program,
@@ -109,24 +109,33 @@ pub enum VethError {
 /// What became of a frame.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Passage {
-    /// TX, PASS or DROP. What a program aborted or redirected into nothing looks like DROP from outside.
+    /// TX, REDIRECT, PASS or DROP. What a program aborted or redirected into nothing looks like DROP from outside.
     pub verdict: Verdict,
+    /// The number of the pair that it came out of, sent by the program.
+    pub egress: Option<u8>,
     /// The frame as it came out; as it went in where none did.
     pub frame: Vec<u8>,
 }
 
-/// A veth pair with a program on one end.
+/// Veth pairs with a program on one end of each.
 #[derive(Debug)]
 pub struct Wire {
-    /// Taken when this is dropped, as is the next.
+    /// Taken when this is dropped, as are the next.
     ends: Option<Ends>,
-    link: Option<XdpLink>,
-    /// What the program's end will have counted as received when all that was sent has arrived.
-    sent: u64,
-    /// What the sending end will have counted, if all that came back was seen.
-    seen: u64,
+    links: Vec<XdpLink>,
+    /// What each pair's ends have received, as far as that is known.
+    received: Vec<Received>,
     /// Set by an error: whatever may still be under way is nobody else's.
     is_spoiled: bool,
+}
+
+/// Frames that the two ends of a pair have received.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Received {
+    /// The sending end: will have counted, if all that came back was seen.
+    near: u64,
+    /// The program's end: will have counted when all that was sent has arrived.
+    far: u64,
 }
 
 /// Pairs without a program, for the next wires: making one takes the kernel far longer than attaching a program.
@@ -141,7 +150,7 @@ fn idle() -> MutexGuard<'static, Vec<Ends>> {
 impl Drop for Wire {
     fn drop(&mut self) {
         // The next program needs the place.
-        drop(self.link.take());
+        self.links.clear();
         let mut idle = idle();
         if let Some(ends) = self.ends.take().filter(|_| !self.is_spoiled && idle.len() < MOST_IDLE) {
             idle.push(ends);
@@ -149,23 +158,52 @@ impl Drop for Wire {
     }
 }
 
+impl Ends {
+    /// So many pairs that nobody uses.
+    ///
+    /// # Errors
+    /// If the process may not make any, or the kernel cannot; nothing is left behind.
+    pub fn take(count: usize) -> Result<Self, VethError> {
+        let waiting = {
+            let mut idle = idle();
+            let fitting = idle.iter().position(|ends| ends.pairs.len() == count);
+            fitting.map(|place| idle.swap_remove(place))
+        };
+        waiting.map_or_else(|| Self::make(count), Ok)
+    }
+}
+
 impl Wire {
-    /// Makes a wire, with this loaded program on one end, in native mode.
+    /// Makes a wire of one pair, with this loaded program on one end, in native mode.
     ///
     /// # Errors
     /// If the process may not, or the kernel cannot; nothing is left behind.
     pub fn new(program: &mut Xdp) -> Result<Self, VethError> {
-        let waiting = idle().pop();
-        let mut ends = waiting.map_or_else(Ends::make, Ok)?;
-        let link = ends.attach(program)?;
-        let (seen, sent) = received(&mut ends.statistics)?;
+        Self::with(Ends::take(1)?, program)
+    }
+
+    /// Makes a wire of these pairs, with this loaded program on one end of each, in native mode.
+    ///
+    /// # Errors
+    /// If the kernel cannot; nothing is left behind.
+    pub fn with(mut ends: Ends, program: &mut Xdp) -> Result<Self, VethError> {
+        let links = ends.attach(program)?;
+        let received = received(&mut ends)?;
         Ok(Self {
             ends: Some(ends),
-            link: Some(link),
-            sent,
-            seen,
+            links,
+            received,
             is_spoiled: false,
         })
+    }
+
+    /// The pairs.
+    #[must_use]
+    pub fn ends(&self) -> &Ends {
+        match &self.ends {
+            Some(ends) => ends,
+            None => unreachable!("a wire has its ends until it is dropped"),
+        }
     }
 
     /// Whether a frame can be sent at all. The kernel throws one away that has a VLAN tag and less than two bytes behind
@@ -178,54 +216,64 @@ impl Wire {
         FRAME_BYTES.contains(&frame.len()) && !(is_tagged && frame.len() < HEADER_BYTES + TAG_BYTES)
     }
 
-    /// Sends a frame, and says what became of it.
+    /// Sends a frame into the pair with this number, which exists, and says what became of it.
     ///
     /// # Errors
     /// If the frame cannot be sent, if nothing can be said about it in time, or if there are frames that nobody sent.
-    pub fn exchange(&mut self, frame: &[u8]) -> Result<Passage, VethError> {
+    pub fn exchange(&mut self, pair: u8, frame: &[u8]) -> Result<Passage, VethError> {
         let Some(mut ends) = self.ends.take() else {
             unreachable!("a wire has its ends until it is dropped")
         };
         let passage = Pinned::new()
             .map_err(socket_error("staying on one CPU"))
-            .and_then(|_pinned| self.pass(&mut ends, frame));
+            .and_then(|_pinned| self.pass(&mut ends, usize::from(pair), frame));
         self.is_spoiled |= passage.is_err();
         self.ends = Some(ends);
         passage
     }
 
-    fn pass(&mut self, ends: &mut Ends, frame: &[u8]) -> Result<Passage, VethError> {
+    fn pass(&mut self, ends: &mut Ends, into: usize, frame: &[u8]) -> Result<Passage, VethError> {
         expect_silence(ends)?;
-        ends.near
+        ends.pairs[into]
+            .near
             .send(frame)
             .map_err(socket_error("sending a frame into a veth interface"))?;
-        self.sent += 1;
+        self.received[into].far += 1;
         // Mostly it has all happened by now: the kernel does it before it returns from sending.
-        if let Some(frame) = ends.near.receive().map_err(socket_error(RECEIVING))? {
-            self.seen += 1;
-            return Ok(passage(Verdict::Tx, frame));
+        for (number, pair) in ends.pairs.iter_mut().enumerate() {
+            if let Some(frame) = pair.near.receive().map_err(socket_error(RECEIVING))? {
+                self.received[number].near += 1;
+                return Ok(Passage::sent(into, number, frame));
+            }
         }
-        if let Some(frame) = ends.far.receive().map_err(socket_error(RECEIVING))? {
-            return Ok(passage(Verdict::Pass, frame));
+        if let Some(frame) = ends.pairs[into].far.receive().map_err(socket_error(RECEIVING))? {
+            return Ok(Passage::not_sent(Verdict::Pass, frame));
         }
-        self.wait_until_received(ends)?;
-        if let Some(frame) = self.before_marker(ends)? {
-            return Ok(passage(Verdict::Tx, frame));
+        self.wait_until_received(ends, into)?;
+        for number in 0..ends.pairs.len() {
+            if let Some(frame) = self.before_marker(ends, number)? {
+                return Ok(Passage::sent(into, number, frame));
+            }
         }
-        if let Some(frame) = ends.far.receive().map_err(socket_error(RECEIVING))? {
-            return Ok(passage(Verdict::Pass, frame));
+        if let Some(frame) = ends.pairs[into].far.receive().map_err(socket_error(RECEIVING))? {
+            return Ok(Passage::not_sent(Verdict::Pass, frame));
         }
-        if received(&mut ends.statistics)?.0 != self.seen {
+        let received = received(ends)?;
+        if received
+            .iter()
+            .zip(&self.received)
+            .any(|(now, known)| now.near != known.near)
+        {
             return Err(VethError::Unseen);
         }
-        Ok(passage(Verdict::Drop, frame.to_vec()))
+        Ok(Passage::not_sent(Verdict::Drop, frame.to_vec()))
     }
 
     /// Waits until the program's end has received all that was sent. The program, and what its verdict leads to, runs
     /// on the CPU of the sending thread, which stays there: seen from there, all of it has happened, or none.
-    fn wait_until_received(&self, ends: &mut Ends) -> Result<(), VethError> {
+    fn wait_until_received(&self, ends: &mut Ends, pair: usize) -> Result<(), VethError> {
         let deadline = Instant::now() + PATIENCE;
-        while received(&mut ends.statistics)?.1 != self.sent {
+        while received(ends)?[pair].far != self.received[pair].far {
             if Instant::now() >= deadline {
                 let what = "the program's end of the veth pair to receive a frame";
                 return Err(VethError::Patience { what });
@@ -236,15 +284,16 @@ impl Wire {
     }
 
     /// Sends the marker from the program's end, and returns the frame that arrives before it, if there is one.
-    fn before_marker(&mut self, ends: &mut Ends) -> Result<Option<Vec<u8>>, VethError> {
-        ends.far
+    fn before_marker(&mut self, ends: &mut Ends, number: usize) -> Result<Option<Vec<u8>>, VethError> {
+        let pair = &mut ends.pairs[number];
+        pair.far
             .send(MARKER)
             .map_err(socket_error("sending a marker into a veth interface"))?;
         let deadline = Instant::now() + PATIENCE;
         let mut before = None;
         loop {
-            let received = ends.near.receive().map_err(socket_error(RECEIVING))?;
-            self.seen += u64::from(received.is_some());
+            let received = pair.near.receive().map_err(socket_error(RECEIVING))?;
+            self.received[number].near += u64::from(received.is_some());
             match received {
                 Some(frame) if frame == MARKER => return Ok(before),
                 Some(frame) if before.is_none() => before = Some(frame),
@@ -252,7 +301,7 @@ impl Wire {
                     let (end, frame) = ("sending", inspect::describe(&frame));
                     return Err(VethError::Stray { end, frame });
                 }
-                None => wait_for_frame(ends.near.as_fd(), deadline)?,
+                None => wait_for_frame(pair.near.as_fd(), deadline)?,
             }
         }
     }
@@ -260,34 +309,57 @@ impl Wire {
 
 /// Fails if a frame has arrived that nobody waited for.
 fn expect_silence(ends: &mut Ends) -> Result<(), VethError> {
-    for (end, socket) in [("sending", &mut ends.near), ("program's", &mut ends.far)] {
-        if let Some(frame) = socket.receive().map_err(socket_error(RECEIVING))? {
-            let frame = inspect::describe(&frame);
-            return Err(VethError::Stray { end, frame });
+    for pair in &mut ends.pairs {
+        for (end, socket) in [("sending", &mut pair.near), ("program's", &mut pair.far)] {
+            if let Some(frame) = socket.receive().map_err(socket_error(RECEIVING))? {
+                let frame = inspect::describe(&frame);
+                return Err(VethError::Stray { end, frame });
+            }
         }
     }
     Ok(())
 }
 
-/// How many frames the sending end and the program's have received.
-fn received(statistics: &mut File) -> Result<(u64, u64), VethError> {
+/// How many frames the ends of each pair have received.
+fn received(ends: &mut Ends) -> Result<Vec<Received>, VethError> {
     let mut text = String::new();
-    let read = statistics.rewind().and_then(|()| statistics.read_to_string(&mut text));
+    let file = &mut ends.statistics;
+    let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
     let failed = |source| VethError::File {
         action: "reading",
         file: link::STATISTICS,
         source,
     };
     read.map_err(failed)?;
-    received_packets(&text, link::SENDING_END)
-        .zip(received_packets(&text, link::PROGRAM_END))
-        .ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
+    let of_pair = |number| {
+        Some(Received {
+            near: received_packets(&text, &link::sending_end(number))?,
+            far: received_packets(&text, &link::program_end(number))?,
+        })
+    };
+    let all: Option<Vec<_>> = (0..ends.pairs.len()).map(of_pair).collect();
+    all.ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
 }
 
 const RECEIVING: &str = "receiving from a veth interface";
 
-fn passage(verdict: Verdict, frame: Vec<u8>) -> Passage {
-    Passage { verdict, frame }
+impl Passage {
+    fn sent(into: usize, out_of: usize, frame: Vec<u8>) -> Self {
+        let verdict = if into == out_of { Verdict::Tx } else { Verdict::Redirect };
+        Self {
+            verdict,
+            egress: Some(out_of as u8),
+            frame,
+        }
+    }
+
+    fn not_sent(verdict: Verdict, frame: Vec<u8>) -> Self {
+        Self {
+            verdict,
+            egress: None,
+            frame,
+        }
+    }
 }
 
 fn socket_error(action: &'static str) -> impl FnOnce(Errno) -> VethError {
@@ -364,13 +436,11 @@ mod tests {
             return;
         };
         let stray = [0xee; 40];
-        wire.ends
-            .as_ref()
-            .expect("it has ends")
+        wire.ends.as_ref().expect("it has ends").pairs[0]
             .far
             .send(&stray)
             .expect("it can send");
-        let error = wire.exchange(FRAME).expect_err("there was a frame").to_string();
+        let error = wire.exchange(0, FRAME).expect_err("there was a frame").to_string();
         assert!(
             error.contains("on the sending end") && error.contains("eeee eeee"),
             "{error}"
@@ -384,7 +454,7 @@ mod tests {
             return;
         };
         for _ in 0..1_000 {
-            let passage = wire.exchange(FRAME).unwrap_or_else(|error| panic!("{error}"));
+            let passage = wire.exchange(0, FRAME).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!((passage.verdict, passage.frame.as_slice()), (Verdict::Drop, FRAME));
         }
     }
@@ -396,7 +466,7 @@ mod tests {
                 let Some((_object, mut wire)) = wire(program) else {
                     return;
                 };
-                let passage = wire.exchange(FRAME).unwrap_or_else(|error| panic!("{error}"));
+                let passage = wire.exchange(0, FRAME).unwrap_or_else(|error| panic!("{error}"));
                 assert_eq!(passage.verdict, verdict);
             }
         }

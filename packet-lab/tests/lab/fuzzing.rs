@@ -141,12 +141,13 @@ impl Backend for Faulty {
         self.host.takes(frame)
     }
 
-    fn process(&mut self, now_ns: u64, frame: &[u8]) -> Result<Processed, BackendError> {
+    fn process_on(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Result<Processed, BackendError> {
         let is_ipv4 = frame.get(12..15) == Some(&[0x08, 0x00, 0x45]);
         let is_ipv6 = frame.get(12..14) == Some(&[0x86, 0xdd]) && frame.len() >= 54;
         if self.fault == Fault::ShortWindow && self.is_oldest(frame) {
             return Ok(Processed {
                 verdict: Verdict::Drop,
+                egress: None,
                 frame: frame.to_vec(),
             });
         }
@@ -155,7 +156,7 @@ impl Backend for Faulty {
             let mut believed = frame.to_vec();
             believed.resize(claimed.clamp(frame.len(), 2_000), 0);
             let before = self.host.counters()?;
-            let mut processed = self.host.process(now_ns, &believed)?;
+            let mut processed = self.host.process_on(now_ns, interface, &believed)?;
             for (key, traffic) in self.host.counters()? {
                 if before.get(&key) != Some(&traffic) {
                     self.believed.entry(key).or_default().bytes += (believed.len() - frame.len()) as u64;
@@ -166,7 +167,7 @@ impl Backend for Faulty {
             }
             return Ok(processed);
         }
-        let mut processed = self.host.process(now_ns, frame)?;
+        let mut processed = self.host.process_on(now_ns, interface, frame)?;
         if processed.verdict == Verdict::Tx && is_ipv4 {
             let after = &mut processed.frame;
             match self.fault {

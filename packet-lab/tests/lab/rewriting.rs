@@ -280,6 +280,7 @@ fn a_moved_next_hop_takes_effect_with_the_next_packet(#[values(V4, V6)] family: 
     let moved = NextHop {
         mac: [0x06, 1, 2, 3, 4, 5],
         mtu: 9_000,
+        interface: 0,
     };
     scene.lab.set_next_hop(scene.destination, Some(moved)).unwrap();
     let sent = scene.packet(Up, b"payload");

@@ -16,7 +16,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use relay_ebpf::{
     host::{Host, HostFrame, HostMemory},
-    layout::{BLOCKED, Listener, NextHop, PrefixKey, Settings, SlotEntry, User},
+    layout::{BLOCKED, Interface, Listener, NextHop, PrefixKey, Settings, SlotEntry, User},
     token,
     verdict::{Direction, Reason, Verdict},
     wire::{Address, Be16, Mac},
@@ -216,9 +216,13 @@ impl Relay {
             first_egress_port: FIRST_EGRESS_PORT.into(),
             egress_ports: USERS.into(),
             drop_unmatched: u32::from(input.drop_unmatched),
-            mtu: 200,
-            mac: Mac::new([0x02, 0, 0, 0, 0, 1]),
+            interface_count: 1,
             ..Settings::default().with_icmp_limit(1_000_000)
+        };
+        settings.interfaces[0] = Interface {
+            mac: Mac::new([0x02, 0, 0, 0, 0, 1]),
+            mtu: 200,
+            ..Interface::default()
         };
         settings.listeners[..2].copy_from_slice(&[listener(0), listener(1)]);
         settings.egress_v4[0] = address(0, LISTENER_HOST).into();
@@ -272,6 +276,7 @@ impl Relay {
         let hop = mtu.map(|mtu| NextHop {
             mac: Mac::new([0x02, 0, 0, 0, 0, 0xd1]),
             mtu,
+            ..NextHop::default()
         });
         self.host.destinations[usize::from(user)].set_next_hop(&HostMemory, hop);
     }
@@ -289,12 +294,12 @@ impl Relay {
     }
 
     fn send(&mut self, frame: Vec<u8>) {
-        let mut after = HostFrame(frame.clone());
+        let mut after = HostFrame::new(frame.clone());
         let outcome = relay_ebpf::process(&mut after, &self.host);
         let verdict = outcome.verdict(self.drop_unmatched);
         if outcome.answered {
             assert_eq!(outcome.reason, Reason::TooBig, "answered");
-            assert!(after.0.len() <= frame.len(), "answered by more than was sent");
+            assert!(after.bytes.len() <= frame.len(), "answered by more than was sent");
         }
         if *TELL {
             eprintln!("{} {}", outcome.direction.name(), outcome.reason.name());
@@ -305,8 +310,9 @@ impl Relay {
             self.introduced.insert(user);
         }
         match verdict {
-            Verdict::Pass => assert_eq!(after.0, frame, "passed, but changed"),
+            Verdict::Pass => assert_eq!(after.bytes, frame, "passed, but changed"),
             Verdict::Drop => {}
+            Verdict::Redirect => panic!("sent by another interface, where there is one"),
             Verdict::Tx if outcome.direction == Direction::Uplink => {
                 let (user, pn) = self.opened(&frame).expect("sent without a right token");
                 assert!(self.present.contains(&user), "sent for a user who is not there");

@@ -147,7 +147,7 @@ mod tests {
                 .chunks_exact(4)
                 .map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
                 .collect();
-            let frame = HostFrame([&[0xa5; 7][..offset], &bytes].concat());
+            let frame = HostFrame::new([&[0xa5; 7][..offset], &bytes].concat());
             let added = Change::default().with(1).adding(&frame, offset, bytes.len());
             let expected = words.iter().fold(Change::default().with(1), |change, &word| change.with(word));
             prop_assert_eq!(added.map(|change| change.apply(0xffff)), Some(expected.apply(0xffff)));
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn more_bytes_than_the_most_are_not_added() {
-        let frame = HostFrame(std::vec![0xff; MAX_ADDED_BYTES + 1]);
+        let frame = HostFrame::new(std::vec![0xff; MAX_ADDED_BYTES + 1]);
         assert!(Change::default().adding(&frame, 0, MAX_ADDED_BYTES).is_some());
         assert!(Change::default().adding(&frame, 0, MAX_ADDED_BYTES + 1).is_none());
     }

@@ -203,6 +203,9 @@ pub trait Frame {
     /// Bytes of the frame.
     fn bytes(&self) -> usize;
 
+    /// The kernel's index of the interface that it came in by.
+    fn interface_index(&self) -> u32;
+
     /// Reads the words at `offset`, `None` if any of them is past the end.
     fn read<W: Word>(&self, offset: usize) -> Option<W>;
 

@@ -6,7 +6,10 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{datapath::Counter, grant::Grant};
+use crate::{
+    datapath::{Counter, InterfaceStatus},
+    grant::Grant,
+};
 
 /// Packets and bytes of payload.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -72,6 +75,24 @@ impl From<Counter> for CounterView {
     }
 }
 
+/// An interface of the relay.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct InterfaceView {
+    /// Its name.
+    pub name: String,
+    /// `native` or `generic`; none while this relay's program is not attached to it.
+    pub mode: Option<String>,
+}
+
+impl From<InterfaceStatus> for InterfaceView {
+    fn from(status: InterfaceStatus) -> Self {
+        Self {
+            name: status.name,
+            mode: status.mode.map(|mode| mode.name().to_owned()),
+        }
+    }
+}
+
 /// The relay as a whole.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Status {
@@ -79,9 +100,11 @@ pub struct Status {
     pub version: String,
     /// The relay's id in tokens.
     pub relay_id: u32,
-    /// Where packets arrive and leave.
+    /// Where packets arrive and leave; several with commas between them.
     pub interface: String,
-    /// `native` or `generic`; none while nothing is attached.
+    /// Each of them.
+    pub interfaces: Vec<InterfaceView>,
+    /// `native`, or `generic` if it is on any of them; none while nothing is attached.
     pub mode: Option<String>,
     /// Whether forwarding goes on without the process.
     pub persist: bool,

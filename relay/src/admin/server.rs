@@ -36,6 +36,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::api::{Added, Block, ImportOptions, Problem, ProblemKind};
 use crate::{
+    datapath::DatapathError,
     relay::{Relay, RelayError},
     users::{NewUser, Refusal},
 };
@@ -183,7 +184,9 @@ fn refused(error: &RelayError) -> Response {
         RelayError::Refused(Refusal::Full { .. } | Refusal::NoEgressPort { .. }) => ProblemKind::Full,
         RelayError::Refused(Refusal::Store(_)) | RelayError::Store(_) => ProblemKind::Store,
         RelayError::Refused(_) => ProblemKind::Invalid,
-        RelayError::Config(_) | RelayError::Fixed { .. } => ProblemKind::Configuration,
+        RelayError::Config(_)
+        | RelayError::Fixed { .. }
+        | RelayError::Datapath(DatapathError::Interface(_) | DatapathError::Attach(_)) => ProblemKind::Configuration,
         RelayError::Datapath(_) => ProblemKind::Internal,
     };
     if matches!(kind, ProblemKind::Store | ProblemKind::Internal) {

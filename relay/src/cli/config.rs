@@ -87,7 +87,7 @@ fn describe(config: &Config) -> String {
     let egress: Vec<_> = config.egress.iter().map(IpAddr::to_string).collect();
     format!(
         "the configuration is valid: {} listens on {}; egress {}, ports {}-{}; room for {} users",
-        config.interface,
+        config.interfaces.join(", "),
         listen.join(", "),
         egress.join(", "),
         config.first_egress_port,

@@ -44,7 +44,7 @@ pub async fn execute(args: Args) -> Result<ExitCode, CliError> {
     let socket = Socket::bind(&config.admin).await?;
     let relay = Arc::new(Relay::start(sources, config.clone())?);
     tracing::info!(
-        interface = config.interface,
+        interface = config.interfaces.join(","),
         mode = relay.datapath().mode().map(XdpMode::name),
         listen = ?config.listen,
         http = %config.http,

@@ -33,14 +33,21 @@ fn describe(status: &Status) -> String {
         Some(reason) => format!("not ready: {reason}"),
     };
     let persist = if status.persist { ", persistent" } else { "" };
-    let mode = status.mode.as_deref().unwrap_or("not attached");
+    let interfaces: Vec<_> = status
+        .interfaces
+        .iter()
+        .map(|interface| {
+            let mode = interface.mode.as_deref().unwrap_or("not attached");
+            format!("{}, {mode}", interface.name)
+        })
+        .collect();
     let uptime = Duration::from_secs(status.uptime_seconds);
     let lines = [
         (
             "relay",
             format!("{}, version {}, {state}", status.relay_id, status.version),
         ),
-        ("interface", format!("{}, {mode}{persist}", status.interface)),
+        ("interface", format!("{}{persist}", interfaces.join("; "))),
         ("listen", listen.join(", ")),
         (
             "egress",

@@ -268,6 +268,18 @@ impl<'a> Reader<'a> {
         Some(values)
     }
 
+    /// The values of a key that is a list, or one value alone.
+    pub(super) fn take_list_or_one<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&Raw) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        match self.raw(key) {
+            Some(Raw::List(_) | Raw::Loose(_)) => self.take_list(key, parse),
+            _ => self.take(key, parse).map(|one| vec![one]),
+        }
+    }
+
     /// Whether something is wrong with the value of this key.
     pub(super) fn has_fault(&self, key: &str) -> bool {
         let place = self.place(key);

@@ -77,6 +77,36 @@ kind = "redb"
 }
 
 #[test]
+fn interfaces_are_one_or_several_from_wherever() {
+    let of = |checked: Result<Checked, ConfigError>| checked.unwrap().config.interfaces;
+    assert_eq!(of(load(LISTEN)), ["eth0"]);
+    assert_eq!(of(load(&format!("interface = \"eth1\"\n{LISTEN}"))), ["eth1"]);
+    let several = format!("interface = [\"eth1\", \"eth0\"]\n{LISTEN}");
+    let checked = load(&several).unwrap();
+    assert_eq!(checked.config.interfaces, ["eth1", "eth0"]);
+    assert_eq!(checked.config.xdp_pin_dir, Path::new("/sys/fs/bpf/lumenlink/eth1"));
+    let (_folder, mut given) = sources(&several);
+    given
+        .environment
+        .insert("RELAY_INTERFACE".to_owned(), "wan, lan".to_owned());
+    assert_eq!(of(Config::load(&given)), ["wan", "lan"]);
+}
+
+#[rstest]
+#[case::twice("[\"a\", \"b\", \"a\"]", "1:1: a is there twice")]
+#[case::too_many(
+    "[\"a\", \"b\", \"c\", \"d\", \"e\", \"f\", \"g\", \"h\", \"i\"]",
+    "1:1: 9 interfaces; a relay has at most 8"
+)]
+#[case::none("[]", "1:1: no interface: write at least one, or leave the key out")]
+#[case::no_name("[\"\"]", "1:1: an item of `interface` is empty")]
+#[case::no_text("7", "1:1: `interface` is an integer; expected a string")]
+#[case::no_texts("[7]", "1:1: an item of `interface` is an integer; expected a string")]
+fn interfaces_that_cannot_be_are_told(#[case] interfaces: &str, #[case] message: &str) {
+    assert_eq!(faults(&format!("interface = {interfaces}\n{LISTEN}")), [message]);
+}
+
+#[test]
 fn five_faults_are_five_messages_with_their_places() {
     let found = faults(
         "interfase = \"eth0\"\nlisten = [\"192.0.2.1\"]\negress_ports = \"9-8\"\n\

@@ -1,4 +1,4 @@
-//! Attaching the program to its interface: modes, the link, and pins that outlive the process.
+//! Attaching the program to an interface: modes, the link, and pins that outlive the process.
 
 use std::{
     fs::{self, File},
@@ -24,8 +24,11 @@ use relay_ebpf::layout::{LAYOUT_VERSION, map};
 use super::{interface::Interface, program::PINNED_MAPS};
 use crate::config::XdpMode;
 
-/// The pin of the link.
-const LINK: &str = "link";
+/// How the pins of links begin; behind it is the kernel's index of the interface, since a name may have a dot, which
+/// the BPF file system does not take.
+const LINK: &str = "link-";
+/// The pin of the only link, as it was called when there was one.
+const FORMER_LINK: &str = "link";
 
 /// Why the program could not be attached, or pins not be used.
 #[derive(Debug, thiserror::Error)]
@@ -103,12 +106,14 @@ pub enum AttachError {
     },
     /// The pins are somebody else's.
     #[error(
-        "{dir} was not made by a relay on this interface ({found}): set another xdp.pin_dir, or remove the folder if \
+        "{dir} was not made by a relay on {interfaces} ({found}): set another xdp.pin_dir, or remove the folder if \
          nothing uses it"
     )]
     ForeignPins {
         /// The pin directory.
         dir: PathBuf,
+        /// What the relay is on.
+        interfaces: String,
         /// What was found.
         found: String,
     },
@@ -127,10 +132,10 @@ impl Pins {
     ///
     /// # Errors
     /// See [`AttachError`]; nothing was changed but for the folder having been made.
-    pub fn open(dir: &Path, max_users: u32, interface: &Interface) -> Result<Self, AttachError> {
+    pub fn open(dir: &Path, max_users: u32, interfaces: &[Interface]) -> Result<Self, AttachError> {
         make_folder(dir)?;
         let pins = Self::lock(dir)?;
-        pins.check(max_users, interface)?;
+        pins.check(max_users, interfaces)?;
         Ok(pins)
     }
 
@@ -152,14 +157,16 @@ impl Pins {
         &self.dir
     }
 
-    fn link_path(&self) -> PathBuf {
-        self.dir.join(LINK)
+    fn link_path(&self, ifindex: u32) -> PathBuf {
+        link_pin(&self.dir, ifindex)
     }
 
-    fn check(&self, max_users: u32, interface: &Interface) -> Result<(), AttachError> {
+    fn check(&self, max_users: u32, interfaces: &[Interface]) -> Result<(), AttachError> {
         let found = self.names()?;
+        let names: Vec<_> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
         let foreign = |found: String| AttachError::ForeignPins {
             dir: self.dir.clone(),
+            interfaces: names.join(", "),
             found,
         };
         let stale = |found: String| AttachError::StalePins {
@@ -173,16 +180,11 @@ impl Pins {
                 return Err(stale(format!("layout {layout}, this build has {LAYOUT_VERSION}")));
             }
         }
-        if let Some(name) = found
-            .iter()
-            .find(|name| *name != LINK && !PINNED_MAPS.contains(&name.as_str()))
-        {
+        if let Some(name) = found.iter().find(|name| !is_ours(name)) {
             return Err(foreign(format!("it holds `{name}`")));
         }
-        if found.iter().any(|name| name == LINK) {
-            self.check_link(interface).map_err(foreign)?;
-        }
-        for name in found.iter().filter(|name| *name != LINK) {
+        self.check_links(&found, interfaces).map_err(foreign)?;
+        for name in found.iter().filter(|name| !is_link(name)) {
             let data = MapData::from_pin(self.dir.join(name)).map_err(|error| foreign(error.to_string()))?;
             let info = data.info().map_err(|error| foreign(error.to_string()))?;
             let sized = [map::USERS, map::DESTINATIONS].contains(&name.as_str());
@@ -199,25 +201,47 @@ impl Pins {
         aya::maps::Array::<_, u32>::try_from(aya::maps::Map::Array(data))?.get(&0, 0)
     }
 
-    /// Whether the pinned link is on this interface, or on one that is gone; says what it is otherwise.
-    fn check_link(&self, interface: &Interface) -> Result<(), String> {
-        let pinned = PinnedLink::from_pin(self.link_path()).map_err(|error| error.to_string())?;
-        let link = FdLink::from(pinned);
-        match link_ifindex(&link).map_err(|error| error.to_string())? {
-            Some(0) => Ok(()),
-            Some(target) if target != interface.index => {
-                Err(format!("its link is on the interface with index {target}"))
+    /// Whether one of the pinned links at least is on one of these interfaces, or all are on interfaces that are gone;
+    /// says what they are otherwise.
+    fn check_links(&self, names: &[String], interfaces: &[Interface]) -> Result<(), String> {
+        let mut elsewhere = None;
+        let mut is_own = false;
+        for name in names.iter().filter(|name| is_link(name)) {
+            let pinned = PinnedLink::from_pin(self.dir.join(name)).map_err(|error| error.to_string())?;
+            let link = FdLink::from(pinned);
+            let target = link_ifindex(&link).map_err(|error| error.to_string())?;
+            let target = target.ok_or("its link is not an XDP link")?;
+            let Some(interface) = interfaces.iter().find(|interface| interface.index == target) else {
+                elsewhere = elsewhere.or((target != 0).then_some(target));
+                continue;
+            };
+            // Indexes repeat across network namespaces; numbers of programs do not.
+            let linked = link.info().map_err(|error| error.to_string())?.program_id();
+            if interface.program.is_none_or(|attached| attached.id != linked) {
+                return Err("its link is on an interface of another network namespace".to_owned());
             }
-            Some(_) => {
-                // Indexes repeat across network namespaces; numbers of programs do not.
-                let linked = link.info().map_err(|error| error.to_string())?.program_id();
-                match interface.program {
-                    Some(attached) if attached.id == linked => Ok(()),
-                    _ => Err("its link is on an interface of another network namespace".to_owned()),
-                }
-            }
-            None => Err("its link is not an XDP link".to_owned()),
+            is_own = true;
         }
+        match elsewhere {
+            Some(target) if !is_own => Err(format!("its link is on the interface with index {target}")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the pins of links to other interfaces than those with these indices, and so detaches the program from
+    /// them.
+    ///
+    /// # Errors
+    /// If a pin cannot be removed.
+    pub fn keep_links(&self, indices: &[u32]) -> Result<(), AttachError> {
+        let kept: Vec<_> = indices.iter().map(|index| self.link_path(*index)).collect();
+        for name in self.names()?.iter().filter(|name| is_link(name)) {
+            let path = self.dir.join(name);
+            if !kept.contains(&path) {
+                fs::remove_file(&path).map_err(pins_error("removing", &path))?;
+            }
+        }
+        Ok(())
     }
 
     fn names(&self) -> Result<Vec<String>, AttachError> {
@@ -251,17 +275,15 @@ impl Pins {
     /// If a pin cannot be removed, or the folder holds what is not a relay's.
     pub fn remove(&self) -> Result<bool, AttachError> {
         let mut names = self.names()?;
-        if let Some(name) = names
-            .iter()
-            .find(|name| *name != LINK && !PINNED_MAPS.contains(&name.as_str()))
-        {
+        if let Some(name) = names.iter().find(|name| !is_ours(name)) {
             return Err(AttachError::ForeignPins {
                 dir: self.dir.clone(),
+                interfaces: "an interface".to_owned(),
                 found: format!("it holds `{name}`"),
             });
         }
-        // The link first: without it nothing is attached, whatever happens to the rest.
-        names.sort_by_key(|name| name != LINK);
+        // The links first: without them nothing is attached, whatever happens to the rest.
+        names.sort_by_key(|name| !is_link(name));
         for name in &names {
             let path = self.dir.join(name);
             fs::remove_file(&path).map_err(pins_error("removing", &path))?;
@@ -310,10 +332,23 @@ fn make_folder(dir: &Path) -> Result<(), AttachError> {
     fs::create_dir_all(dir).map_err(pins_error("making", dir))
 }
 
-/// The kernel's number of the program that a relay left attached by the pins in `dir`, if there is one.
+fn link_pin(dir: &Path, ifindex: u32) -> PathBuf {
+    dir.join(format!("{LINK}{ifindex}"))
+}
+
+fn is_link(name: &str) -> bool {
+    name == FORMER_LINK || name.starts_with(LINK)
+}
+
+fn is_ours(name: &str) -> bool {
+    is_link(name) || PINNED_MAPS.contains(&name)
+}
+
+/// The kernel's number of the program that a relay left attached to the interface with this index by the pins in `dir`,
+/// if there is one.
 #[must_use]
-pub fn pinned_program(dir: &Path) -> Option<u32> {
-    let link = FdLink::from(PinnedLink::from_pin(dir.join(LINK)).ok()?);
+pub fn pinned_program(dir: &Path, ifindex: u32) -> Option<u32> {
+    let link = FdLink::from(PinnedLink::from_pin(link_pin(dir, ifindex)).ok()?);
     Some(link.info().ok()?.program_id())
 }
 
@@ -323,12 +358,17 @@ pub fn is_bpffs(dir: &Path) -> bool {
     statfs(dir).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// The attached program.
+/// The program on one interface.
 #[derive(Debug)]
 pub struct Attachment {
     /// Holds the program on the interface; dropped, it detaches, unless the link is pinned.
     link: Option<XdpLink>,
     mode: XdpMode,
+    interface: Interface,
+    /// Where the link is pinned.
+    pin: Option<PathBuf>,
+    /// Whether the pinned link was there before.
+    is_adopted: bool,
 }
 
 impl Attachment {
@@ -338,63 +378,107 @@ impl Attachment {
         self.mode
     }
 
+    /// What it is on, as it was when the program came there.
+    #[must_use]
+    pub fn interface(&self) -> &Interface {
+        &self.interface
+    }
+
+    /// Takes the program off, unless it took the place of one that was there before: to undo a start that failed.
+    pub fn undo(self) {
+        if !self.is_adopted
+            && let Err(error) = self.detach()
+        {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// Takes the program off the interface.
+    ///
+    /// # Errors
+    /// If the pin cannot be removed.
+    pub fn detach(self) -> Result<(), AttachError> {
+        match &self.pin {
+            Some(pin) => fs::remove_file(pin).map_err(pins_error("removing", pin)),
+            None => Ok(()),
+        }
+    }
+
     /// Attaches the program, or puts it on the pinned link in place of the one that is there, between two packets.
     ///
     /// # Errors
     /// See [`AttachError`]; what was attached before still is.
     pub fn new(
         program: &mut Xdp,
-        interface: &str,
-        ifindex: u32,
+        interface: &Interface,
         mode: XdpMode,
         pins: Option<&Pins>,
     ) -> Result<Self, AttachError> {
-        let failed = |error: ProgramError| AttachError::Failed {
-            interface: interface.to_owned(),
-            source: error.into(),
-        };
-        if let Some(pins) = pins
-            && pins.link_path().exists()
+        let name = interface.name.as_str();
+        let pin = pins.map(|pins| pins.link_path(interface.index));
+        if let Some(pin) = pin.as_ref().filter(|pin| pin.exists())
+            && let Some((link, mode)) = adopt(program, interface, pin)?
         {
-            let pinned = PinnedLink::from_pin(pins.link_path()).map_err(link_failed(interface))?;
-            let link = FdLink::from(pinned);
-            if link_ifindex(&link).map_err(pins_error("reading", &pins.link_path()))? == Some(ifindex) {
-                let link = XdpLink::try_from(link).map_err(link_failed(interface))?;
-                let link = replace(program, link).map_err(failed)?;
-                let program = Interface::read(interface).ok().and_then(|interface| interface.program);
-                let mode = program.map_or(XdpMode::Native, |program| program.mode);
-                return Ok(Self { link: Some(link), mode });
-            }
-            // Its interface is gone, so the link holds nothing any more.
-            fs::remove_file(pins.link_path()).map_err(pins_error("removing", &pins.link_path()))?;
+            return Ok(Self {
+                link: Some(link),
+                mode,
+                interface: interface.clone(),
+                pin: Some(pin.clone()),
+                is_adopted: true,
+            });
         }
-        let (link, mode) = attach(program, interface, ifindex, mode)?;
-        let Some(pins) = pins else {
-            return Ok(Self { link: Some(link), mode });
-        };
-        let link = FdLink::try_from(link).map_err(link_failed(interface))?;
-        let pinned = link.pin(pins.link_path()).map_err(|error| AttachError::Pins {
-            action: "pinning the link at",
-            path: pins.link_path(),
-            source: io::Error::other(error),
-        })?;
-        let link = XdpLink::try_from(FdLink::from(pinned)).map_err(link_failed(interface))?;
-        Ok(Self { link: Some(link), mode })
+        let (mut link, mode) = attach(program, name, interface.index, mode)?;
+        if let Some(pin) = &pin {
+            let unpinned = FdLink::try_from(link).map_err(link_failed(name))?;
+            let pinned = unpinned.pin(pin).map_err(|error| AttachError::Pins {
+                action: "pinning the link at",
+                path: pin.clone(),
+                source: io::Error::other(error),
+            })?;
+            link = XdpLink::try_from(FdLink::from(pinned)).map_err(link_failed(name))?;
+        }
+        Ok(Self {
+            link: Some(link),
+            mode,
+            interface: interface.clone(),
+            pin,
+            is_adopted: false,
+        })
     }
 
     /// Puts another program in place of the one that is attached, between two packets.
     ///
     /// # Errors
     /// If the kernel refuses; then the old one stays attached only if the link is pinned.
-    pub fn replace(&mut self, program: &mut Xdp, interface: &str) -> Result<(), AttachError> {
+    pub fn replace(&mut self, program: &mut Xdp) -> Result<(), AttachError> {
         if let Some(link) = self.link.take() {
-            let failed = |error: ProgramError| AttachError::Failed {
-                interface: interface.to_owned(),
-                source: error.into(),
-            };
-            self.link = Some(replace(program, link).map_err(failed)?);
+            self.link = Some(replace(program, link).map_err(program_failed(&self.interface.name))?);
         }
         Ok(())
+    }
+}
+
+/// Puts the program on a pinned link; `None`, and the pin removed, if the link's interface is gone.
+fn adopt(program: &mut Xdp, interface: &Interface, pin: &Path) -> Result<Option<(XdpLink, XdpMode)>, AttachError> {
+    let name = interface.name.as_str();
+    let pinned = PinnedLink::from_pin(pin).map_err(link_failed(name))?;
+    let link = FdLink::from(pinned);
+    if link_ifindex(&link).map_err(pins_error("reading", pin))? != Some(interface.index) {
+        fs::remove_file(pin).map_err(pins_error("removing", pin))?;
+        return Ok(None);
+    }
+    let link = XdpLink::try_from(link).map_err(link_failed(name))?;
+    let link = replace(program, link).map_err(program_failed(name))?;
+    let attached = Interface::read(name).ok().and_then(|interface| interface.program);
+    let mode = attached.map_or(XdpMode::Native, |program| program.mode);
+    Ok(Some((link, mode)))
+}
+
+fn program_failed(interface: &str) -> impl FnOnce(ProgramError) -> AttachError + use<> {
+    let interface = interface.to_owned();
+    move |error| AttachError::Failed {
+        interface,
+        source: error.into(),
     }
 }
 

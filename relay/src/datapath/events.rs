@@ -42,7 +42,7 @@ impl Drop {
     /// Source and destination, if the headers are all there.
     #[must_use]
     pub fn endpoints(&self) -> Option<(SocketAddr, SocketAddr)> {
-        let frame = HostFrame(self.bytes.clone());
+        let frame = HostFrame::new(self.bytes.clone());
         if ethernet::ethertype(&frame)? == Ipv4::ETHERTYPE {
             endpoints_of::<Ipv4>(&frame)
         } else {

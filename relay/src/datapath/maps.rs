@@ -4,10 +4,10 @@ use std::{collections::HashMap, io, path::Path};
 
 use aya::{
     Ebpf,
-    maps::{Array, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{Array, DevMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key, xdp::XdpMapError},
 };
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, LATENCY_BUCKETS, LAYOUT_VERSION, Latency, SlotEntry, map},
+    layout::{Control, DestinationEntry, LATENCY_BUCKETS, LAYOUT_VERSION, Latency, MAX_INTERFACES, SlotEntry, map},
     verdict::{Direction, Reason},
     wire::Address,
 };
@@ -46,7 +46,16 @@ pub enum MapsError {
         /// What the kernel said.
         source: MapError,
     },
+    /// An interface could not be put into the map of those to send by.
+    #[error("putting an interface into {name}: {source}", name = map::TX_PORTS)]
+    Port {
+        /// What the kernel said.
+        source: XdpMapError,
+    },
 }
+
+/// The kernel's indices of the interfaces to send by, by number; 0 for none.
+pub type Ports = [u32; MAX_INTERFACES];
 
 /// Latency in words, as the per-CPU array holds it.
 type LatencyWords = [u64; 2 + LATENCY_BUCKETS];
@@ -59,6 +68,7 @@ pub struct Maps {
     counters: PerCpuArray<MapData, [u64; 2]>,
     latency: PerCpuArray<MapData, LatencyWords>,
     blocklist: LpmTrie<MapData, [u32; 4], u32>,
+    ports: DevMap<MapData>,
     events: Option<RingBuf<MapData>>,
     /// Kept because the program does not use it: the kernel would drop it.
     _layout: Array<MapData, u32>,
@@ -90,6 +100,7 @@ impl Maps {
             counters: typed(ebpf, map::COUNTERS)?,
             latency: typed(ebpf, map::LATENCY)?,
             blocklist: typed(ebpf, map::BLOCKLIST)?,
+            ports: typed(ebpf, map::TX_PORTS)?,
             events: Some(typed(ebpf, map::EVENTS)?),
         })
     }
@@ -233,14 +244,59 @@ impl Maps {
         entries.map_err(reading(map::BLOCKLIST))
     }
 
+    /// The interfaces that the program can send by.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn ports(&self) -> Result<Ports, MapsError> {
+        read_ports(&self.ports)
+    }
+
+    /// Lets the program send by the interface with this index under this number; by none with index 0.
+    ///
+    /// # Errors
+    /// If the kernel refuses, as it does an index that no interface of this network namespace has.
+    pub fn set_port(&mut self, number: u8, index: u32) -> Result<(), MapsError> {
+        self.ports
+            .set(number.into(), index, None, 0)
+            .map_err(|source| MapsError::Port { source })
+    }
+
     /// The ring of drop events, once: whoever takes it reads it.
     pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
         self.events.take()
     }
 }
 
+/// The interfaces in the pinned map of those to send by; none if there is no such pin.
+///
+/// # Errors
+/// If it cannot be read.
+pub(super) fn pinned_ports(dir: &Path) -> Result<Ports, MapsError> {
+    let path = dir.join(map::TX_PORTS);
+    if !path.exists() {
+        return Ok(Ports::default());
+    }
+    let data = MapData::from_pin(path).map_err(reading(map::TX_PORTS))?;
+    let ports = DevMap::try_from(Map::DevMap(data)).map_err(reading(map::TX_PORTS))?;
+    read_ports(&ports)
+}
+
+fn read_ports(found: &DevMap<MapData>) -> Result<Ports, MapsError> {
+    let mut ports = Ports::default();
+    for (number, port) in ports.iter_mut().enumerate() {
+        *port = match found.get(number as u32, 0) {
+            Ok(value) => value.if_index,
+            Err(MapError::KeyNotFound) => 0,
+            Err(source) => return Err(reading(map::TX_PORTS)(source)),
+        };
+    }
+    Ok(ports)
+}
+
 fn id(ebpf: &Ebpf, name: &'static str) -> Result<u32, MapsError> {
-    let Some(Map::Array(data) | Map::PerCpuArray(data) | Map::LpmTrie(data) | Map::RingBuf(data)) = ebpf.map(name)
+    let Some(Map::Array(data) | Map::PerCpuArray(data) | Map::LpmTrie(data) | Map::RingBuf(data) | Map::DevMap(data)) =
+        ebpf.map(name)
     else {
         return Err(MapsError::Missing { name });
     };

@@ -11,6 +11,7 @@ pub mod mmap;
 mod netdev;
 mod netlink;
 pub mod next_hops;
+pub mod numbers;
 pub mod preflight;
 pub mod program;
 pub mod publish;
@@ -41,8 +42,9 @@ use self::{
     clock::{Clock, ClockError},
     events::Drops,
     interface::{Interface, InterfaceError},
-    maps::MapsError,
+    maps::{MapsError, Ports},
     next_hops::{NextHopError, NextHops, Targets},
+    numbers::Numbered,
     program::{LoadError, LoadOptions, Loaded},
     publish::{Numbering, PublishError, Publisher},
 };
@@ -142,17 +144,28 @@ pub struct PublishReport {
 /// The loaded and attached data plane of one relay. All methods take `&self`: it is shared by the admin API, the
 /// metrics and the next-hop task.
 pub struct Datapath {
-    interface: Interface,
     pins: Option<Pins>,
     published: Notify,
+    interfaces_changed: Notify,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     loaded: Loaded,
     publisher: Publisher,
-    attachment: Option<Attachment>,
+    interfaces: Numbered,
+    /// One for each interface, once attached.
+    attachments: Vec<Attachment>,
     wanted_mode: XdpMode,
+}
+
+/// An interface of the relay, and how it is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// The mode in force; none while nothing of this relay's is attached to it.
+    pub mode: Option<XdpMode>,
 }
 
 impl Datapath {
@@ -162,29 +175,35 @@ impl Datapath {
     /// # Errors
     /// See [`DatapathError`]; what another process attached or pinned is as it was.
     pub fn load(config: &Config, header_key: Option<[u8; 16]>) -> Result<Self, DatapathError> {
-        let interface = Interface::read(&config.interface)?;
+        let interfaces = read_interfaces(config)?;
         let tick = clock::tick()?;
-        let settings = settings(config, &interface, header_key, tick);
         let pins = match config.xdp_persist {
-            true => Some(Pins::open(&config.xdp_pin_dir, config.max_users, &interface)?),
+            true => Some(Pins::open(&config.xdp_pin_dir, config.max_users, &interfaces)?),
             false => None,
         };
+        let ports = match &pins {
+            Some(pins) => maps::pinned_ports(pins.dir())?,
+            None => Ports::default(),
+        };
+        let interfaces = Numbered::new(interfaces, &ports);
         let mut loaded = Loaded::new(&LoadOptions {
-            settings,
+            settings: settings(config, &interfaces, header_key, tick),
             pins: pins.as_ref().map(Pins::dir),
         })?;
+        add_ports(&mut loaded, &interfaces)?;
         let clock = Clock::read(loaded.clock()?, tick)?;
         let publisher = Publisher::adopt(&loaded.maps, numbering(config, tick), clock);
         let inner = Inner {
             loaded,
             publisher,
-            attachment: None,
+            interfaces,
+            attachments: Vec::new(),
             wanted_mode: config.xdp_mode,
         };
         Ok(Self {
-            interface,
             pins,
             published: Notify::new(),
+            interfaces_changed: Notify::new(),
             inner: Mutex::new(inner),
         })
     }
@@ -194,85 +213,86 @@ impl Datapath {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The interface that the program is for.
-    #[must_use]
-    pub fn interface(&self) -> &Interface {
-        &self.interface
-    }
-
-    /// Attaches the program, or replaces the one on the pinned link; packets are relayed from here on. Returns the
-    /// mode in force.
+    /// Attaches the program to every interface, or replaces the one on the pinned link; packets are relayed from here
+    /// on.
     ///
     /// # Errors
-    /// See [`AttachError`].
-    pub fn attach(&self) -> Result<XdpMode, DatapathError> {
+    /// See [`AttachError`]; then it is on no interface that it was not on before.
+    pub fn attach(&self) -> Result<(), DatapathError> {
         let inner = &mut *self.inner();
-        let program = inner.loaded.program()?;
-        let attachment = Attachment::new(
-            program,
-            &self.interface.name,
-            self.interface.index,
-            inner.wanted_mode,
-            self.pins.as_ref(),
-        )?;
-        let mode = attachment.mode();
-        inner.attachment = Some(attachment);
-        Ok(mode)
+        let interfaces = inner.interfaces.clone();
+        let mode = inner.wanted_mode;
+        inner.attachments = attach_to(&mut inner.loaded, interfaces.iter(), mode, self.pins.as_ref())?;
+        if let Some(pins) = &self.pins {
+            let indices: Vec<_> = interfaces.iter().map(|(_, interface)| interface.index).collect();
+            pins.keep_links(&indices)?;
+        }
+        inner.retire_ports()
     }
 
-    /// Whether the program that was attached still is: its interface may be gone, or somebody else have taken it off.
+    /// The interfaces, in the order of their numbers, and whether the program that was attached to each still is: an
+    /// interface may be gone, or somebody else have taken it off.
     #[must_use]
-    pub fn is_attached(&self) -> bool {
+    pub fn interfaces(&self) -> Vec<InterfaceStatus> {
         let inner = &mut *self.inner();
         let program = inner.loaded.program().ok().and_then(|program| program.info().ok());
-        let (Some(_), Some(program)) = (&inner.attachment, program) else {
-            return false;
+        let id = program.map(|program| program.id());
+        let status = |interface: &Interface| {
+            let found = Interface::read(&interface.name).ok().and_then(|found| found.program);
+            let is_own = found.is_some_and(|attached| Some(attached.id) == id);
+            let mut attachments = inner.attachments.iter();
+            let attachment = attachments.find(|attachment| attachment.interface().index == interface.index);
+            InterfaceStatus {
+                name: interface.name.clone(),
+                mode: attachment.filter(|_| is_own).map(Attachment::mode),
+            }
         };
-        Interface::read(&self.interface.name)
-            .ok()
-            .and_then(|interface| interface.program)
-            .is_some_and(|attached| attached.id == program.id())
+        inner
+            .interfaces
+            .iter()
+            .map(|(_, interface)| status(interface))
+            .collect()
     }
 
-    /// The mode in force, once attached.
+    /// Whether the program is attached to every interface.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        self.interfaces().iter().all(|interface| interface.mode.is_some())
+    }
+
+    /// The mode in force, once attached; generic if it is on any of the interfaces.
     #[must_use]
     pub fn mode(&self) -> Option<XdpMode> {
-        self.inner().attachment.as_ref().map(Attachment::mode)
+        let inner = self.inner();
+        let mut modes = inner.attachments.iter().map(Attachment::mode);
+        let first = modes.next()?;
+        Some(modes.find(|mode| *mode == XdpMode::Generic).unwrap_or(first))
     }
 
-    /// Puts the program with another configuration in place of the running one, between two packets, on the same maps.
-    /// Interface, `max_users` and `xdp` stay as they were at [`load`](Self::load). Publish all users afterwards.
+    /// Puts the program with another configuration in place of the running one, between two packets, on the same maps;
+    /// attaches it to interfaces that are new, and takes it off those that the configuration has no more. `max_users`
+    /// and `xdp` stay as they were at [`load`](Self::load). Publish all users afterwards.
     ///
     /// # Errors
     /// See [`DatapathError`]; then the running program goes on as it was.
     pub fn reload(&self, config: &Config, header_key: Option<[u8; 16]>) -> Result<(), DatapathError> {
         let tick = clock::tick()?;
-        let settings = settings(config, &self.interface, header_key, tick);
+        let found = read_interfaces(config)?;
         let inner = &mut *self.inner();
-        let mut loaded = match &self.pins {
-            Some(pins) => Loaded::new(&LoadOptions {
-                settings,
-                pins: Some(pins.dir()),
-            })?,
-            None => {
-                let dir = attach::passing_folder()?;
-                let loaded = inner.loaded.maps.pin(&dir).map_err(DatapathError::from).and_then(|()| {
-                    Loaded::new(&LoadOptions {
-                        settings,
-                        pins: Some(&dir),
-                    })
-                    .map_err(DatapathError::from)
-                });
-                Pins::remove_unused(&dir)?;
-                loaded?
-            }
-        };
-        if let Some(attachment) = &mut inner.attachment {
-            attachment.replace(loaded.program()?, &self.interface.name)?;
+        let interfaces = Numbered::new(found, &inner.loaded.maps.ports()?);
+        let settings = settings(config, &interfaces, header_key, tick);
+        let mut loaded = inner.load_again(settings, self.pins.as_ref())?;
+        if !inner.attachments.is_empty() {
+            inner.move_to(&mut loaded, &interfaces, self.pins.as_ref())?;
         }
         inner.loaded = loaded;
         inner.publisher.renumber(numbering(config, tick));
-        Ok(())
+        let changed = inner.interfaces.settings() != interfaces.settings();
+        inner.interfaces = interfaces;
+        if changed {
+            self.interfaces_changed.notify_one();
+        }
+        inner.retire_ports()
     }
 
     /// Makes exactly `users` the published ones. State of users whose salt and key are unchanged is kept.
@@ -437,8 +457,7 @@ impl Datapath {
     /// # Errors
     /// If the kernel ends the subscription.
     pub async fn follow_next_hops(&self) -> Result<(), DatapathError> {
-        let interface = &self.interface;
-        Ok(NextHops::follow(&interface.name, interface.index, interface.mtu, self).await?)
+        Ok(NextHops::follow(self).await?)
     }
 
     /// Detaches the program and removes the pins.
@@ -446,7 +465,7 @@ impl Datapath {
     /// # Errors
     /// If a pin cannot be removed.
     pub fn detach(&self) -> Result<(), DatapathError> {
-        self.inner().attachment = None;
+        self.inner().attachments.clear();
         if let Some(pins) = &self.pins {
             pins.remove()?;
         }
@@ -470,6 +489,130 @@ impl Targets for Datapath {
     fn published(&self) -> &Notify {
         &self.published
     }
+
+    fn interfaces(&self) -> Numbered {
+        self.inner().interfaces.clone()
+    }
+
+    fn interfaces_changed(&self) -> &Notify {
+        &self.interfaces_changed
+    }
+}
+
+impl Inner {
+    /// Loads the program with other settings on the maps of the running one.
+    fn load_again(&self, settings: Settings, pins: Option<&Pins>) -> Result<Loaded, DatapathError> {
+        let load = |pins| {
+            Loaded::new(&LoadOptions {
+                settings,
+                pins: Some(pins),
+            })
+            .map_err(DatapathError::from)
+        };
+        if let Some(pins) = pins {
+            return load(pins.dir());
+        }
+        let dir = attach::passing_folder()?;
+        let pinned = self.loaded.maps.pin(&dir).map_err(DatapathError::from);
+        let loaded = pinned.and_then(|()| load(&dir));
+        Pins::remove_unused(&dir)?;
+        loaded
+    }
+
+    /// Puts a newly loaded program on these interfaces: first on the new ones, where an error changes nothing, then in
+    /// place of the one that runs; off the others.
+    fn move_to(
+        &mut self,
+        loaded: &mut Loaded,
+        interfaces: &Numbered,
+        pins: Option<&Pins>,
+    ) -> Result<(), DatapathError> {
+        let is_kept = |index: u32| interfaces.iter().any(|(_, kept)| kept.index == index);
+        let has =
+            |attachments: &[Attachment], index: u32| attachments.iter().any(|held| held.interface().index == index);
+        add_ports(loaded, interfaces)?;
+        let new = interfaces
+            .iter()
+            .filter(|(_, interface)| !has(&self.attachments, interface.index));
+        let added = attach_to(loaded, new, self.wanted_mode, pins)?;
+        let (mut kept, removed): (Vec<_>, Vec<_>) = std::mem::take(&mut self.attachments)
+            .into_iter()
+            .partition(|attachment| is_kept(attachment.interface().index));
+        let program = loaded.program()?;
+        let replaced = kept.iter_mut().try_for_each(|attachment| attachment.replace(program));
+        self.attachments = kept;
+        if let Err(error) = replaced {
+            self.attachments.extend(removed);
+            added.into_iter().for_each(Attachment::undo);
+            return Err(error.into());
+        }
+        self.attachments.extend(added);
+        removed.into_iter().try_for_each(Attachment::detach)?;
+        Ok(())
+    }
+
+    /// Forgets whatever the maps say of interfaces that the relay has no more: that packets can be sent by them, that
+    /// next hops or clients are behind them.
+    fn retire_ports(&mut self) -> Result<(), DatapathError> {
+        let maps = &mut self.loaded.maps;
+        let ports = maps.ports()?;
+        let numbers = (0..).zip(ports);
+        let retired: Vec<u8> = numbers
+            .filter(|(number, port)| *port != 0 && *port != self.interfaces.index(*number))
+            .map(|(number, _)| number)
+            .collect();
+        if retired.is_empty() {
+            return Ok(());
+        }
+        for entry in maps.destinations() {
+            if entry
+                .next_hop(&HostMemory)
+                .is_some_and(|hop| retired.contains(&hop.interface))
+            {
+                entry.set_next_hop(&HostMemory, None);
+            }
+        }
+        // A packet that came in by one of them may still be about to say that its client is there.
+        publish::wait_for_packets_in_flight()?;
+        for number in &retired {
+            maps.slots()
+                .iter()
+                .for_each(|slot| Client::forget(&HostMemory, &slot.state, *number));
+            maps.set_port(*number, 0)?;
+        }
+        Ok(())
+    }
+}
+
+fn read_interfaces(config: &Config) -> Result<Vec<Interface>, InterfaceError> {
+    config.interfaces.iter().map(|name| Interface::read(name)).collect()
+}
+
+/// Lets the program send by these interfaces.
+fn add_ports(loaded: &mut Loaded, interfaces: &Numbered) -> Result<(), MapsError> {
+    let mut all = interfaces.iter();
+    all.try_for_each(|(number, interface)| loaded.maps.set_port(number, interface.index))
+}
+
+/// Attaches the program to all of these interfaces, or to none.
+fn attach_to<'a>(
+    loaded: &mut Loaded,
+    interfaces: impl Iterator<Item = (u8, &'a Interface)>,
+    mode: XdpMode,
+    pins: Option<&Pins>,
+) -> Result<Vec<Attachment>, DatapathError> {
+    let program = loaded.program()?;
+    let mut attached: Vec<Attachment> = Vec::new();
+    for (_, interface) in interfaces {
+        match Attachment::new(program, interface, mode, pins) {
+            Ok(attachment) => attached.push(attachment),
+            Err(error) => {
+                attached.into_iter().for_each(Attachment::undo);
+                return Err(error.into());
+            }
+        }
+    }
+    Ok(attached)
 }
 
 /// Detaches what a relay left attached and pinned in `dir`, without it. Returns whether there was anything.
@@ -495,8 +638,9 @@ fn numbering(config: &Config, tick: Duration) -> Numbering {
     }
 }
 
-fn settings(config: &Config, interface: &Interface, header_key: Option<[u8; 16]>, tick: Duration) -> Settings {
+fn settings(config: &Config, interfaces: &Numbered, header_key: Option<[u8; 16]>, tick: Duration) -> Settings {
     let numbering = numbering(config, tick);
+    let (interfaces, interface_count) = interfaces.settings();
     let mut settings = Settings {
         tick_ns: numbering.tick_ns,
         relay_id: config.relay_id,
@@ -510,8 +654,8 @@ fn settings(config: &Config, interface: &Interface, header_key: Option<[u8; 16]>
         drop_unmatched: u32::from(config.drop_unmatched),
         latency_sample: config.latency_sample,
         event_sample: config.drop_sample,
-        mtu: interface.mtu,
-        mac: interface.mac,
+        interface_count,
+        interfaces,
         ..Settings::default().with_icmp_limit(config.icmp_per_second)
     };
     for (listener, endpoint) in settings.listeners.iter_mut().zip(&config.listen) {

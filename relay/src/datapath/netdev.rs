@@ -22,6 +22,8 @@ const IFINDEX: u16 = 1;
 const XDP_FEATURES: u16 = 3;
 /// `NETDEV_XDP_ACT_BASIC`: XDP_PASS, XDP_DROP, XDP_TX and XDP_ABORTED work.
 const BASIC: u64 = 1;
+/// `NETDEV_XDP_ACT_NDO_XMIT`: it sends what programs on other interfaces redirect to it.
+const XMIT: u64 = 1 << 2;
 
 /// Whether the driver of the interface with this index runs XDP natively; `None` where the kernel cannot tell (before
 /// 6.3).
@@ -29,6 +31,19 @@ const BASIC: u64 = 1;
 /// # Errors
 /// What the kernel answers otherwise.
 pub fn runs_xdp(ifindex: u32) -> io::Result<Option<bool>> {
+    Ok(features(ifindex)?.map(|features| features & BASIC != 0))
+}
+
+/// Whether the driver of the interface with this index sends what a program on another interface redirects to it, now;
+/// `None` where the kernel cannot tell (before 6.3).
+///
+/// # Errors
+/// What the kernel answers otherwise.
+pub fn takes_redirects(ifindex: u32) -> io::Result<Option<bool>> {
+    Ok(features(ifindex)?.map(|features| features & XMIT != 0))
+}
+
+fn features(ifindex: u32) -> io::Result<Option<u64>> {
     let Some(family) = family_id()? else {
         return Ok(None);
     };
@@ -49,7 +64,7 @@ pub fn runs_xdp(ifindex: u32) -> io::Result<Option<bool>> {
     let value = value
         .try_into()
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the driver's XDP features are no 64 bits"))?;
-    Ok(Some(u64::from_ne_bytes(value) & BASIC != 0))
+    Ok(Some(u64::from_ne_bytes(value)))
 }
 
 /// The number that this kernel gave the family, if it has it.

@@ -16,6 +16,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, TryStreamExt as _};
+use nix::net::if_::if_indextoname;
 use relay_ebpf::{layout::NextHop, wire::Mac};
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
@@ -32,6 +33,8 @@ use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
+
+use super::numbers::Numbered;
 
 /// How often unresolved next hops are asked for again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -63,13 +66,28 @@ pub trait Targets {
 
     /// Notified when destinations were published.
     fn published(&self) -> &Notify;
+
+    /// The interfaces that next hops may be behind.
+    fn interfaces(&self) -> Numbered;
+
+    /// Notified when these have changed.
+    fn interfaces_changed(&self) -> &Notify;
 }
 
 /// Where a route leads.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Route {
-    via: IpAddr,
+    via: Via,
     mtu: u16,
+    /// Number of the interface.
+    interface: u8,
+}
+
+/// A neighbour: addresses mean something on their link only.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Via {
+    ifindex: u32,
+    address: IpAddr,
 }
 
 /// Why there is no route.
@@ -80,28 +98,26 @@ enum Unrouted {
     Unanswered,
 }
 
-/// Follows the routes and neighbours of one interface.
+/// Follows routes, and the neighbours of the relay's interfaces.
 pub struct NextHops<'a, T> {
     handle: Handle,
-    interface: &'a str,
-    ifindex: u32,
-    mtu: u32,
+    interfaces: Numbered,
     targets: &'a T,
     routes: HashMap<IpAddr, Route>,
-    neighbours: HashMap<IpAddr, Mac>,
+    neighbours: HashMap<Via, Mac>,
     /// Next hops that the kernel was asked for and did not manage.
-    asked: HashSet<IpAddr>,
+    asked: HashSet<Via>,
     /// Destinations about which a warning was given.
     warned: HashSet<IpAddr>,
     kernel_manages: bool,
 }
 
 impl<'a, T: Targets> NextHops<'a, T> {
-    /// Follows until the future is dropped. `mtu` is the interface's, in bytes.
+    /// Follows until the future is dropped.
     ///
     /// # Errors
     /// See [`NextHopError`].
-    pub async fn follow(interface: &'a str, ifindex: u32, mtu: u32, targets: &'a T) -> Result<(), NextHopError> {
+    pub async fn follow(targets: &'a T) -> Result<(), NextHopError> {
         let groups = [
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Route,
@@ -113,9 +129,7 @@ impl<'a, T: Targets> NextHops<'a, T> {
         let _stop = AbortOnDrop(connection);
         let mut hops = Self {
             handle,
-            interface,
-            ifindex,
-            mtu,
+            interfaces: targets.interfaces(),
             targets,
             routes: HashMap::new(),
             neighbours: HashMap::new(),
@@ -146,6 +160,13 @@ impl<'a, T: Targets> NextHops<'a, T> {
                     hops.look_up_all().await;
                 }
                 () = targets.published().notified() => hops.look_up_new().await,
+                () = targets.interfaces_changed().notified() => {
+                    hops.interfaces = targets.interfaces();
+                    hops.neighbours.clear();
+                    hops.asked.clear();
+                    hops.read_neighbours().await;
+                    hops.look_up_all().await;
+                }
                 _ = retry.tick() => hops.ask_unresolved().await,
                 _ = touch.tick(), if !hops.kernel_manages => hops.touch_all().await,
             }
@@ -170,7 +191,8 @@ impl<'a, T: Targets> NextHops<'a, T> {
     }
 
     fn take_neighbour(&mut self, neighbour: &NeighbourMessage, deleted: bool) {
-        if neighbour.header.ifindex != self.ifindex {
+        let ifindex = neighbour.header.ifindex;
+        if self.number_of(ifindex).is_none() {
             return;
         }
         let (mut address, mut mac) = (None, None);
@@ -185,6 +207,7 @@ impl<'a, T: Targets> NextHops<'a, T> {
         let Some(address) = address else {
             return;
         };
+        let via = Via { ifindex, address };
         let usable = match neighbour.header.state {
             NeighbourState::Reachable
             | NeighbourState::Stale
@@ -197,18 +220,18 @@ impl<'a, T: Targets> NextHops<'a, T> {
             _ => false,
         };
         let before = if let Some(mac) = mac.filter(|_| usable && !deleted) {
-            self.neighbours.insert(address, Mac::new(mac))
+            self.neighbours.insert(via, Mac::new(mac))
         } else {
-            self.asked.remove(&address);
-            self.neighbours.remove(&address)
+            self.asked.remove(&via);
+            self.neighbours.remove(&via)
         };
-        if self.neighbours.get(&address) != before.as_ref() {
-            self.write_via(address);
+        if self.neighbours.get(&via) != before.as_ref() {
+            self.write_via(via);
         }
     }
 
     /// Writes the next hop of every destination that is reached by way of `via`.
-    fn write_via(&self, via: IpAddr) {
+    fn write_via(&self, via: Via) {
         for (destination, route) in self.routes.iter().filter(|(_, route)| route.via == via) {
             self.write(*destination, *route);
         }
@@ -216,12 +239,13 @@ impl<'a, T: Targets> NextHops<'a, T> {
 
     fn write(&self, destination: IpAddr, route: Route) {
         let mac = self.neighbours.get(&route.via);
-        tracing::debug!(%destination, via = %route.via, resolved = mac.is_some(), "next hop");
+        tracing::debug!(%destination, via = %route.via.address, interface = route.interface, resolved = mac.is_some(), "next hop");
         self.targets.set_next_hop(
             destination,
             mac.map(|mac| NextHop {
                 mac: *mac,
                 mtu: route.mtu,
+                interface: route.interface,
             }),
         );
     }
@@ -305,7 +329,7 @@ impl<'a, T: Targets> NextHops<'a, T> {
     }
 
     fn read_route(&self, destination: IpAddr, message: &RouteMessage) -> Result<Route, String> {
-        let (mut via, mut out, mut mtu) = (destination, None, self.mtu);
+        let (mut via, mut out, mut mtu) = (destination, None, u32::MAX);
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Gateway(RouteAddress::Inet(v4)) => via = IpAddr::V4(*v4),
@@ -327,24 +351,38 @@ impl<'a, T: Targets> NextHops<'a, T> {
                 message.header.kind
             ));
         }
-        if out != Some(self.ifindex) {
+        let Some((number, interface)) = self.interfaces.iter().find(|(_, known)| Some(known.index) == out) else {
+            let other = out.and_then(|index| if_indextoname(index).ok());
+            let other = other.map_or_else(|| "nowhere".to_owned(), |name| format!("by {}", name.to_string_lossy()));
             return Err(format!(
-                "the kernel's route to the destination does not leave by {}",
-                self.interface
+                "the kernel's route to the destination leaves {other}, not by {}: add the interface to `interface` in \
+                 relay.toml, or route the destination otherwise",
+                self.interfaces.names()
             ));
-        }
+        };
         if via.is_ipv4() != destination.is_ipv4() {
             return Err("the next hop is of the other address family, which is not supported".to_owned());
         }
         Ok(Route {
-            via,
-            mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+            via: Via {
+                ifindex: interface.index,
+                address: via,
+            },
+            mtu: u16::try_from(mtu.min(interface.mtu)).unwrap_or(u16::MAX),
+            interface: number,
         })
+    }
+
+    /// The number of the relay's interface with this index.
+    fn number_of(&self, ifindex: u32) -> Option<u8> {
+        let mut all = self.interfaces.iter();
+        all.find(|(_, interface)| interface.index == ifindex)
+            .map(|(number, _)| number)
     }
 
     /// Asks the kernel for every next hop that it has not been asked for, or that it does not know.
     async fn ask_unresolved(&mut self) {
-        let vias: HashSet<IpAddr> = self.routes.values().map(|route| route.via).collect();
+        let vias: HashSet<Via> = self.routes.values().map(|route| route.via).collect();
         for via in vias {
             if !self.asked.contains(&via) || !self.neighbours.contains_key(&via) {
                 self.ask(via).await;
@@ -353,34 +391,34 @@ impl<'a, T: Targets> NextHops<'a, T> {
     }
 
     async fn touch_all(&mut self) {
-        let vias: HashSet<IpAddr> = self.routes.values().map(|route| route.via).collect();
+        let vias: HashSet<Via> = self.routes.values().map(|route| route.via).collect();
         for via in vias {
             self.ask(via).await;
         }
     }
 
-    async fn ask(&mut self, via: IpAddr) {
+    async fn ask(&mut self, via: Via) {
         if self.kernel_manages && self.request(via, true).await.is_err() {
             self.kernel_manages = false;
         }
         if !self.kernel_manages
             && let Err(error) = self.request(via, false).await
         {
-            tracing::debug!(%via, %error, "asking the kernel for a neighbour");
+            tracing::debug!(via = %via.address, %error, "asking the kernel for a neighbour");
             return;
         }
         self.asked.insert(via);
     }
 
     /// Has the kernel resolve a neighbour as if a packet were waiting for it, and keep it so if `manage`.
-    async fn request(&mut self, via: IpAddr, manage: bool) -> Result<(), rtnetlink::Error> {
+    async fn request(&mut self, via: Via, manage: bool) -> Result<(), rtnetlink::Error> {
         let mut neighbour = NeighbourMessage::default();
-        let (family, address) = match via {
+        let (family, address) = match via.address {
             IpAddr::V4(v4) => (AddressFamily::Inet, NeighbourAddress::Inet(v4)),
             IpAddr::V6(v6) => (AddressFamily::Inet6, NeighbourAddress::Inet6(v6)),
         };
         neighbour.header.family = family;
-        neighbour.header.ifindex = self.ifindex;
+        neighbour.header.ifindex = via.ifindex;
         neighbour.header.state = NeighbourState::None;
         neighbour.header.flags = NeighbourFlags::Use;
         neighbour.header.kind = RouteType::Unspec;

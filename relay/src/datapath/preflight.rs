@@ -91,24 +91,47 @@ pub fn check(config: &Config) -> Vec<Item> {
     if config.xdp_persist {
         items.push(bpffs(&config.xdp_pin_dir));
     }
-    match Interface::read(&config.interface) {
-        Ok(interface) => {
-            items.push(link(&interface));
-            items.push(driver(&interface));
-            items.push(native_xdp(&interface, config.xdp_mode));
-            items.push(mtu(&interface, config.xdp_mode));
-            items.push(queues(&interface));
-            items.push(program(&interface, config));
-            items.push(addresses(config));
+    let several = config.interfaces.len() > 1;
+    for name in &config.interfaces {
+        let mut about = of_interface(name, config);
+        if several {
+            about
+                .iter_mut()
+                .for_each(|item| item.found = format!("{name}: {}", item.found));
         }
-        Err(error) => items.push(Item::amiss(
+        items.append(&mut about);
+    }
+    // Of no use for an interface that is not there.
+    if items.iter().any(|item| item.name == "driver") {
+        items.push(addresses(config));
+    }
+    items
+}
+
+/// What there is to say of one interface.
+fn of_interface(name: &str, config: &Config) -> Vec<Item> {
+    match Interface::read(name) {
+        Ok(interface) => {
+            let mut items = vec![
+                link(&interface),
+                driver(&interface),
+                native_xdp(&interface, config.xdp_mode),
+                mtu(&interface, config.xdp_mode),
+                queues(&interface),
+                program(&interface, config),
+            ];
+            if config.interfaces.len() > 1 && config.xdp_mode != XdpMode::Generic {
+                items.extend(redirects(&interface));
+            }
+            items
+        }
+        Err(error) => vec![Item::amiss(
             "interface",
             Status::Failure,
             error.to_string(),
             "name an Ethernet interface: `interface` in relay.toml, or RELAY_INTERFACE",
-        )),
+        )],
     }
-    items
 }
 
 /// The worst status of all, `Ok` for none.
@@ -295,6 +318,22 @@ fn native_xdp(interface: &Interface, mode: XdpMode) -> Item {
     }
 }
 
+/// Whether the driver sends what came in by another interface; nothing to say where the kernel cannot tell.
+fn redirects(interface: &Interface) -> Option<Item> {
+    let name = "redirects";
+    match netdev::takes_redirects(interface.index) {
+        Ok(Some(false)) => Some(Item::amiss(
+            name,
+            Status::Warning,
+            "the driver does not say that it sends what comes in natively by another interface",
+            "on a virtual link, the other end needs an XDP program too; else use a driver with ndo_xdp_xmit, or \
+             xdp.mode = \"generic\"",
+        )),
+        Ok(Some(true)) => Some(Item::ok(name, "sends what comes in by another interface")),
+        _ => None,
+    }
+}
+
 fn mtu(interface: &Interface, mode: XdpMode) -> Item {
     let found = format!("{} bytes", interface.mtu);
     if interface.mtu <= NATIVE_MTU || mode == XdpMode::Generic {
@@ -334,7 +373,7 @@ fn program(interface: &Interface, config: &Config) -> Item {
     let Some(AttachedProgram { id, .. }) = interface.program else {
         return Item::ok(name, "none");
     };
-    if config.xdp_persist && pinned_program(&config.xdp_pin_dir) == Some(id) {
+    if config.xdp_persist && pinned_program(&config.xdp_pin_dir, interface.index) == Some(id) {
         return Item::ok(
             name,
             format!("this relay's own, number {id}: a start takes over from it"),
@@ -362,9 +401,10 @@ fn program_name(id: u32) -> Option<String> {
 /// Whether the host answers for the relay's addresses: nobody finds those that it has not.
 fn addresses(config: &Config) -> Item {
     let name = "addresses";
+    let names = config.interfaces.join(", ");
     let held: Vec<_> = match getifaddrs() {
         Ok(found) => found
-            .filter(|entry| entry.interface_name == config.interface)
+            .filter(|entry| config.interfaces.contains(&entry.interface_name))
             .filter_map(|entry| {
                 let address = entry.address?;
                 let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
@@ -384,16 +424,16 @@ fn addresses(config: &Config) -> Item {
     missing.sort();
     missing.dedup();
     if missing.is_empty() {
-        return Item::ok(name, format!("all on {}", config.interface));
+        return Item::ok(name, format!("all on {names}"));
     }
     let list = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     Item::amiss(
         name,
         Status::Warning,
-        format!("{list} not on {}", config.interface),
+        format!("{list} not on {names}"),
         format!(
             "`ip address add ADDRESS dev {}`, unless a router sends their packets here",
-            config.interface
+            config.interfaces[0]
         ),
     )
 }

@@ -18,7 +18,7 @@ use super::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/relay-xdp"));
 
 /// Every map that is pinned together with the program.
-pub const PINNED_MAPS: [&str; 8] = [
+pub const PINNED_MAPS: [&str; 9] = [
     map::USERS,
     map::DESTINATIONS,
     map::CONTROL,
@@ -26,6 +26,7 @@ pub const PINNED_MAPS: [&str; 8] = [
     map::COUNTERS,
     map::LATENCY,
     map::EVENTS,
+    map::TX_PORTS,
     map::LAYOUT,
 ];
 

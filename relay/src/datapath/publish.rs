@@ -350,6 +350,6 @@ fn write(SlotEntry { user, state }: &SlotEntry, fields: &User) {
 
 /// Returns when every packet that was in the program when this was called is through it: the global barrier is
 /// synchronize_rcu() (kernel/sched/membarrier.c), and XDP runs in an RCU section.
-fn wait_for_packets_in_flight() -> Result<(), PublishError> {
+pub(super) fn wait_for_packets_in_flight() -> Result<(), PublishError> {
     Ok(membarrier(MembarrierCommand::Global)?)
 }

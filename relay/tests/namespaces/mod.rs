@@ -137,7 +137,7 @@ impl Drop for Bpffs {
 /// A configuration for [`Namespace`].
 pub fn config(max_users: u32) -> Config {
     Config {
-        interface: "relay0".into(),
+        interfaces: vec!["relay0".into()],
         listen: vec!["192.0.2.1:4500".parse().unwrap(), "[2001:db8::1]:4500".parse().unwrap()],
         egress: vec![
             "192.0.2.1".parse().unwrap(),

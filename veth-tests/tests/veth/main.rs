@@ -7,6 +7,7 @@ mod errors;
 mod exchange;
 mod faults;
 mod hostile;
+mod interfaces;
 mod limits;
 mod network;
 mod operation;
