@@ -2,6 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use lumenlink_relay::config;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::craft::Grant;
 
 /// Where a next hop is reached.
@@ -52,6 +56,25 @@ pub struct User {
     pub expires_ns: Option<u64>,
 }
 
+/// How a token travels.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Carrier {
+    /// At the front of the UDP payload.
+    Udp,
+    /// In an IPv4 option.
+    IpOption,
+}
+
+impl From<config::Carrier> for Carrier {
+    fn from(carrier: config::Carrier) -> Self {
+        match carrier {
+            config::Carrier::Udp => Self::Udp,
+            config::Carrier::IpOption => Self::IpOption,
+        }
+    }
+}
+
 /// A relay and everybody around it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct World {
@@ -63,6 +86,8 @@ pub struct World {
     pub relay_id: u32,
     /// Key of the header protection; `None` without.
     pub header_key: Option<[u8; 16]>,
+    /// How tokens travel.
+    pub carriers: Vec<Carrier>,
     /// Where clients send to.
     pub listeners: Vec<SocketAddr>,
     /// Where relayed packets come from.
@@ -101,6 +126,7 @@ impl World {
             more_interfaces: Vec::new(),
             relay_id: 7,
             header_key: None,
+            carriers: vec![Carrier::Udp],
             listeners: ["192.0.2.1:4500", "[2001:db8::1]:4500"].map(address).to_vec(),
             egress: ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"]
                 .map(address)
@@ -143,6 +169,12 @@ impl World {
         let mut all = vec![first];
         all.extend(&self.more_interfaces);
         all
+    }
+
+    /// Whether tokens travel so.
+    #[must_use]
+    pub fn takes(&self, carrier: Carrier) -> bool {
+        self.carriers.contains(&carrier)
     }
 
     /// The grant of the user in a slot.

@@ -87,6 +87,16 @@ pub struct Listener {
     pub reserved: [u8; 5],
 }
 
+/// Values of [`Settings::option_carrier`].
+pub mod option_carrier {
+    /// Tokens travel in UDP payloads; IPv4 options are not looked at.
+    pub const OFF: u32 = 0;
+    /// They also travel in an IPv4 option: where that is, it counts.
+    pub const ALSO: u32 = 1;
+    /// Over IPv4 they travel in an option alone.
+    pub const ALONE: u32 = 2;
+}
+
 /// One interface: what the program must know of it to send frames out of it.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
@@ -137,8 +147,8 @@ pub struct Settings {
     pub icmp_interval_ns: u32,
     /// ICMP messages that may be sent at once.
     pub icmp_burst: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Whether tokens travel in an IPv4 option: see [`option_carrier`].
+    pub option_carrier: u32,
     /// The interfaces, by number. A number stays its interface's as long as the maps live: they hold it.
     pub interfaces: [Interface; MAX_INTERFACES],
     /// The listeners.

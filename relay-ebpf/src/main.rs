@@ -60,7 +60,7 @@ static SETTINGS: Settings = Settings {
     interface_count: 0,
     icmp_interval_ns: 0,
     icmp_burst: 0,
-    reserved: 0,
+    option_carrier: 0,
     interfaces: [relay_ebpf::layout::Interface {
         mac: relay_ebpf::wire::Mac::new([0; 6]),
         index: 0,

@@ -8,6 +8,10 @@
 
 /// Bytes of a token.
 pub const TOKEN_BYTES: usize = 24;
+/// Type of the IPv4 option that carries a token.
+pub const OPTION_TYPE: u8 = 0x9e;
+/// Length of that option: type, length, token.
+pub const OPTION_BYTES: u8 = 2 + TOKEN_BYTES as u8;
 
 /// A SipHash key as two little-endian words.
 pub type Key = [u64; 2];

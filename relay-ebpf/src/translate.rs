@@ -125,6 +125,16 @@ impl Envelope {
         self.emit(frame, &ip, &udp).ok_or(Reason::Truncated)
     }
 
+    /// Puts `packet` into this envelope and leaves its length and its options as they came. `None` if part of it may not
+    /// have been rewritten.
+    #[inline(always)]
+    pub fn readdress<F: Frame, I: Ip>(&self, frame: &mut F, packet: &Packet<I>) -> Option<()> {
+        let udp = self.udp::<I, I>(packet);
+        udp.emit(frame, packet.ip_offset + packet.ip.transport_offset())?;
+        packet.ip.readdress(frame, packet.ip_offset, &self.ip)?;
+        ethernet::emit(frame, self.next_hop, self.mac, I::ETHERTYPE)
+    }
+
     #[inline(always)]
     fn emit<F: Frame, O: Ip>(&self, frame: &mut F, ip: &O, udp: &Udp) -> Option<()> {
         udp.emit(frame, ethernet::HEADER_BYTES + O::HEADER_BYTES)?;

@@ -2,7 +2,7 @@
 
 use crate::{
     admission::{self, Client},
-    layout::{Listener, MAX_EGRESS, NextHop, Settings, SlotEntry, User},
+    layout::{Listener, MAX_EGRESS, NextHop, Settings, SlotEntry, User, option_carrier},
     platform::Platform,
     token::{self, TOKEN_BYTES, Token},
     translate::{Envelope, Packet},
@@ -11,7 +11,7 @@ use crate::{
         Address, Frame, Mac,
         checksum::Change,
         ethernet,
-        ip::{Ip, Rewrite},
+        ip::{Ip, Rewrite, Search},
         udp,
     },
 };
@@ -46,11 +46,10 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     if packet.ip.is_fragment() {
         return Err(Reason::Fragment);
     }
-    let payload = packet
-        .payload_bytes(frame)
-        .and_then(|bytes| bytes.checked_sub(TOKEN_BYTES as u16));
-    let payload = payload.ok_or(Reason::Truncated)?;
-    let travelled: [u64; 3] = frame.read(packet.payload_offset()).ok_or(Reason::Truncated)?;
+    let bytes = packet.payload_bytes(frame).ok_or(Reason::Truncated)?;
+    let carrier = Carrier::find(frame, packet, settings)?;
+    let payload = bytes.checked_sub(carrier.taken()).ok_or(Reason::Truncated)?;
+    let travelled: [u64; 3] = frame.read(carrier.token_at(packet)).ok_or(Reason::Truncated)?;
     let token = open(travelled, listener);
 
     let slot = token.slot();
@@ -99,10 +98,10 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         client.store(platform, state, token.pn(), generation);
     }
     if payload == 0 {
-        let reason = reflect(frame, packet, mac, settings.interface(interface).mac)?;
+        let reason = reflect(frame, packet, mac, settings.interface(interface).mac, carrier)?;
         return Ok(Fate::Sent { reason, interface });
     }
-    let (envelope, next_hop) = address(platform, packet, &user, payload, strip(travelled))?;
+    let (envelope, next_hop) = address(platform, packet, &user, payload, carrier, travelled)?;
     if let Some(too_big) = envelope.check_size::<I>(next_hop.mtu as usize) {
         return Ok(too_big);
     }
@@ -113,6 +112,58 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         reason: Reason::Relayed,
         interface: next_hop.interface,
     })
+}
+
+/// Where a token travels.
+#[derive(Clone, Copy)]
+enum Carrier {
+    /// At the front of the UDP payload.
+    Udp,
+    /// In an IPv4 option, its data at this offset in the frame.
+    Option(usize),
+}
+
+impl Carrier {
+    #[inline(always)]
+    fn find<F: Frame, I: Ip>(frame: &F, packet: &Packet<I>, settings: &Settings) -> Result<Self, Reason> {
+        if !I::IS_V4 || settings.option_carrier == option_carrier::OFF {
+            return Ok(Self::Udp);
+        }
+        let found = packet
+            .ip
+            .option(frame, packet.ip_offset, token::OPTION_TYPE, token::OPTION_BYTES);
+        match found {
+            Search::Found(at) => Ok(Self::Option(at)),
+            Search::Absent if settings.option_carrier == option_carrier::ALSO => Ok(Self::Udp),
+            Search::Absent | Search::Malformed => Err(Reason::Truncated),
+        }
+    }
+
+    #[inline(always)]
+    fn token_at<I: Ip>(self, packet: &Packet<I>) -> usize {
+        match self {
+            Self::Udp => packet.payload_offset(),
+            Self::Option(at) => at,
+        }
+    }
+
+    /// Bytes of the UDP payload that are the token's.
+    #[inline(always)]
+    const fn taken(self) -> u16 {
+        match self {
+            Self::Udp => TOKEN_BYTES as u16,
+            Self::Option(_) => 0,
+        }
+    }
+
+    /// What taking it off does to the UDP checksum.
+    #[inline(always)]
+    fn change(self, travelled: [u64; 3]) -> Change {
+        match self {
+            Self::Udp => strip(travelled),
+            Self::Option(_) => Change::default(),
+        }
+    }
 }
 
 #[inline(always)]
@@ -141,7 +192,8 @@ fn address<P: Platform, I: Ip>(
     packet: &Packet<I>,
     user: &User,
     payload: u16,
-    stripped: Change,
+    carrier: Carrier,
+    travelled: [u64; 3],
 ) -> Result<(Envelope, NextHop), Reason> {
     let settings = platform.settings();
     let unresolved = Reason::DestinationUnresolved;
@@ -168,8 +220,8 @@ fn address<P: Platform, I: Ip>(
         destination_port: port,
         next_hop: next_hop.mac,
         mac: settings.interface(next_hop.interface).mac,
-        strip: TOKEN_BYTES,
-        stripped,
+        strip: carrier.taken() as usize,
+        stripped: carrier.change(travelled),
     };
     Ok((envelope, next_hop))
 }
@@ -191,7 +243,13 @@ fn egress(settings: &Settings, user: &User, destination: Address) -> Option<Addr
 
 /// Sends the packet back to where it came from, token and all.
 #[inline(always)]
-fn reflect<F: Frame, I: Ip>(frame: &mut F, packet: &Packet<I>, sender: Mac, mac: Mac) -> Result<Reason, Reason> {
+fn reflect<F: Frame, I: Ip>(
+    frame: &mut F,
+    packet: &Packet<I>,
+    sender: Mac,
+    mac: Mac,
+    carrier: Carrier,
+) -> Result<Reason, Reason> {
     let envelope = Envelope {
         ip: Rewrite {
             source: packet.ip.destination(),
@@ -206,6 +264,9 @@ fn reflect<F: Frame, I: Ip>(frame: &mut F, packet: &Packet<I>, sender: Mac, mac:
         strip: 0,
         stripped: Change::default(),
     };
-    envelope.apply_as::<F, I, I>(frame, packet)?;
+    match carrier {
+        Carrier::Udp => envelope.apply_as::<F, I, I>(frame, packet)?,
+        Carrier::Option(_) => envelope.readdress(frame, packet).ok_or(Reason::Truncated)?,
+    }
     Ok(Reason::Ping)
 }

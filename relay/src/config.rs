@@ -55,7 +55,7 @@ pub const KEYS: [(&str, &str); 21] = [
         "Packets to an egress port that no user expects: pass or drop [default: pass]",
     ),
     ("header_protection", "Whether tokens are masked [default: true]"),
-    ("carrier", "How tokens travel [default: udp]"),
+    ("carrier", "How tokens travel: udp, ip-option, or both [default: udp]"),
     (
         "latency_sample",
         "One packet in so many is timed, a power of two or 0 [default: 1024]",
@@ -239,6 +239,15 @@ pub struct Checked {
     pub warnings: Vec<Fault>,
 }
 
+/// How a token travels.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Carrier {
+    /// At the front of the UDP payload.
+    Udp,
+    /// In an IPv4 option.
+    IpOption,
+}
+
 /// How the program is attached.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum XdpMode {
@@ -289,6 +298,8 @@ pub struct Config {
     pub drop_unmatched: bool,
     /// Whether tokens are masked.
     pub header_protection: bool,
+    /// How tokens travel.
+    pub carriers: Vec<Carrier>,
     /// A user's rate when it has none of its own, packets per second.
     pub packets_per_second: u32,
     /// A user's burst when it has none of its own, packets.
@@ -362,6 +373,7 @@ impl Config {
                 .take("unmatched", |raw| raw.one_of(&[("pass", false), ("drop", true)]))
                 .unwrap_or(false),
             header_protection: reader.take("header_protection", Raw::boolean).unwrap_or(true),
+            carriers: carriers(reader),
             packets_per_second: reader
                 .take("limits.packets_per_second", |raw| raw.integer(RATES))
                 .unwrap_or(10_000),
@@ -388,16 +400,6 @@ impl Config {
             first_egress_port,
             last_egress_port,
         };
-        reader.take_list("carrier", |raw| {
-            raw.one_of(&[
-                ("udp", Ok(())),
-                (
-                    "ip-option",
-                    Err("this build carries tokens in UDP only: write [\"udp\"]"),
-                ),
-            ])?
-            .map_err(str::to_owned)
-        });
         reader.take("store.kind", |raw| {
             raw.one_of(&[
                 ("redb", Ok(())),
@@ -530,6 +532,13 @@ impl Config {
                     format!("{address} is not the address of a host: write one of the interface's own"),
                 );
             }
+        }
+        let is_v6 = self.listen.iter().find(|listener| listener.is_ipv6());
+        if let Some(listener) = is_v6.filter(|_| self.carriers == [Carrier::IpOption]) {
+            reader.fault(
+                "carrier",
+                format!("no token reaches {listener}: IPv6 has no options, so add \"udp\", or leave the listener out"),
+            );
         }
         for (i, listener) in self.listen.iter().enumerate() {
             if self.listen[..i].contains(listener) {
@@ -711,6 +720,23 @@ fn port_range(raw: &Raw) -> Result<(u16, u16), String> {
         return Err(expected());
     }
     Ok((first, last))
+}
+
+/// At least one, each once.
+fn carriers(reader: &mut Reader<'_>) -> Vec<Carrier> {
+    let choices = [("udp", Carrier::Udp), ("ip-option", Carrier::IpOption)];
+    let Some(mut carriers) = reader.take_list("carrier", |raw| raw.one_of(&choices)) else {
+        return vec![Carrier::Udp];
+    };
+    if carriers.is_empty() && !reader.has_fault("carrier") {
+        reader.fault(
+            "carrier",
+            "`carrier` is empty: write \"udp\", \"ip-option\" or both".to_owned(),
+        );
+    }
+    carriers.sort_unstable();
+    carriers.dedup();
+    carriers
 }
 
 fn sample(raw: &Raw) -> Result<u32, String> {

@@ -5,13 +5,15 @@ use std::{net::SocketAddr, ops::RangeInclusive, sync::atomic::Ordering};
 use relay_ebpf::{
     admission,
     host::HostMemory,
-    layout::{self, Control, DestinationEntry, Listener, REPLAY_WINDOW, Settings, SlotEntry, StateEntry},
+    layout::{
+        self, Control, DestinationEntry, Listener, REPLAY_WINDOW, Settings, SlotEntry, StateEntry, option_carrier,
+    },
     token,
     wire::{Address, Be16, Mac},
 };
 
 use super::{BackendError, Client, Traffic, UserState};
-use crate::world::{NextHop, User, World};
+use crate::world::{Carrier, NextHop, User, World};
 
 /// The maps as slices of entries.
 pub(super) trait Tables {
@@ -39,6 +41,11 @@ pub(super) fn settings(world: &World, tick_ns: u64, indices: &[u32]) -> Result<S
         latency_sample: world.latency_sample,
         event_sample: world.event_sample,
         interface_count: world.interfaces().len() as u32,
+        option_carrier: match (world.takes(Carrier::Udp), world.takes(Carrier::IpOption)) {
+            (_, false) => option_carrier::OFF,
+            (true, true) => option_carrier::ALSO,
+            (false, true) => option_carrier::ALONE,
+        },
         ..Settings::default().with_icmp_limit(world.icmp_per_second)
     };
     let interfaces = world.interfaces().into_iter().zip(indices);

@@ -1,6 +1,6 @@
 //! Tokens, from the protocol document by way of the siphasher crate: no code in common with the relay.
 
-use std::hash::Hasher as _;
+use std::{hash::Hasher as _, ops::Range};
 
 use siphasher::{
     sip::SipHasher24,
@@ -9,6 +9,36 @@ use siphasher::{
 
 /// Bytes of a token.
 pub const TOKEN_BYTES: usize = 24;
+
+/// Type of the IPv4 option that carries one.
+const OPTION_TYPE: u8 = 0x9e;
+/// Bytes of the option.
+const OPTION_BYTES: usize = 2 + TOKEN_BYTES;
+
+/// IPv4 options with a token behind `before`, padded to a multiple of 4 bytes.
+#[must_use]
+pub fn options_with_token(before: &[u8], token: &[u8]) -> Vec<u8> {
+    let mut options = [before, &[OPTION_TYPE, (2 + token.len()) as u8], token].concat();
+    options.resize(options.len().next_multiple_of(4), 0);
+    options
+}
+
+/// Where the token is in IPv4 options, if a whole one is.
+#[must_use]
+pub fn token_in_options(options: &[u8]) -> Option<Range<usize>> {
+    let mut at = 0;
+    loop {
+        at += match *options.get(at..)? {
+            [OPTION_TYPE, length, ..] => {
+                let whole = usize::from(length) == OPTION_BYTES && at + OPTION_BYTES <= options.len();
+                return whole.then_some(at + 2..at + OPTION_BYTES);
+            }
+            [1, ..] => 1,
+            [0, ..] | [_, 0 | 1, ..] | [_] | [] => return None,
+            [_, length, ..] => usize::from(length),
+        };
+    }
+}
 
 const VERSION: u8 = 1;
 const UPLINK: u8 = 0;
@@ -122,5 +152,34 @@ fn protect(token: &mut [u8; TOKEN_BYTES], key: &[u8; 16]) {
     hasher.write(&token[16..]);
     for (byte, mask) in token.iter_mut().zip(hasher.finish128().as_bytes()) {
         *byte ^= mask;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::alone(&[], Some(2))]
+    #[case::behind_padding(&[1, 1, 1], Some(5))]
+    #[case::behind_another_option(&[0x94, 4, 0, 0], Some(6))]
+    #[case::behind_the_end_of_options(&[0], None)]
+    #[case::behind_a_length_of_0(&[7, 0], None)]
+    #[case::behind_a_length_of_1(&[7, 1], None)]
+    #[case::inside_another_option(&[7, 6, 4, 0], None)]
+    fn a_token_in_options_is_found(#[case] before: &[u8], #[case] at: Option<usize>) {
+        let options = options_with_token(before, &[0xa5; TOKEN_BYTES]);
+        assert_eq!(options.len() % 4, 0);
+        assert_eq!(token_in_options(&options), at.map(|at| at..at + TOKEN_BYTES));
+    }
+
+    #[test]
+    fn no_part_of_an_option_is_a_token() {
+        let options = options_with_token(&[], &[0xa5; TOKEN_BYTES]);
+        for length in 0..2 + TOKEN_BYTES {
+            assert_eq!(token_in_options(&options[..length]), None, "{length} bytes");
+        }
     }
 }

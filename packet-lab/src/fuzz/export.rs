@@ -139,6 +139,7 @@ fn relay(world: &World) -> Relay {
         max_users: Some(world.max_users),
         header_protection: Some(world.header_key.is_some()),
         header_key: world.header_key.map(Key),
+        carrier: Some(world.carriers.clone()),
         unmatched: world.drop_unmatched.then_some(Unmatched::Drop),
         mtu: Some(world.mtu),
         icmp_per_second: Some(world.icmp_per_second),

@@ -10,9 +10,9 @@ use super::{
     sequence::{Action, START_NS, Step},
 };
 use crate::{
-    craft::{Checksum, Grant, UdpFrame, without_udp},
+    craft::{Checksum, Grant, TOKEN_BYTES, UdpFrame, options_with_token, without_udp},
     simulate::dice::Dice,
-    world::{Destination, NextHop, User, World, address},
+    world::{Carrier, Destination, NextHop, User, World, address},
 };
 
 const SLOTS: u32 = 16;
@@ -64,6 +64,29 @@ const CLIENT_MACS: [[u8; 6]; 4] = [[0x02, 0, 0, 0, 0, 0xc1], [0x02, 0, 0, 0, 0, 
 /// An IP protocol for experiments (RFC 3692).
 const EXPERIMENTAL: u8 = 253;
 
+/// Moves the token of a sealed payload into an option, with others before it, and perhaps with what is wrong with it.
+fn put_into_option(dice: &mut Dice, frame: &mut UdpFrame) {
+    let Some((token, payload)) = frame.payload.split_first_chunk::<TOKEN_BYTES>() else {
+        return;
+    };
+    let before = match dice.below(8) {
+        0 => vec![1; dice.between(1, 14) as usize],
+        1 => vec![0x94, 4, 0, 0],
+        2 => vec![0x44, dice.below(6) as u8, 5, 0],
+        3 => vec![0x83, 3, 4, 0],
+        _ => Vec::new(),
+    };
+    frame.options = options_with_token(&before, token);
+    if one_in(dice, 8) {
+        let at = dice.below(frame.options.len() as u64) as usize;
+        frame.options[at] = pick(dice, &[0, 1, 2, 25, 26, 27, 0x9e, u8::MAX]);
+    }
+    if one_in(dice, 8) {
+        frame.options.truncate(4 * dice.between(1, 7) as usize);
+    }
+    frame.payload = payload.to_vec();
+}
+
 /// Puts headers between the IPv6 header of a frame and what follows it.
 fn put_extension_headers(dice: &mut Dice, frame: &mut Vec<u8>) {
     const NEXT_HEADER: usize = 14 + 6;
@@ -104,6 +127,14 @@ pub(super) fn world(dice: &mut Dice) -> World {
         first_egress_port: pick(dice, &[10_000, 10_000, 1, u16::MAX - egress_ports + 1]),
         egress_ports,
         max_users: SLOTS,
+        carriers: pick(
+            dice,
+            &[
+                vec![Carrier::Udp],
+                vec![Carrier::Udp, Carrier::IpOption],
+                vec![Carrier::IpOption],
+            ],
+        ),
         drop_unmatched: one_in(dice, 2),
         mtu: pick(dice, &[1_500, 1_500, 1_400, 600, 100]),
         icmp_per_second: pick(dice, &[1_000_000_000, 1_000_000, 1_000, 9, 0]),
@@ -380,7 +411,18 @@ impl<'a> Author<'a> {
         let of_the_other_family = one_in(&mut self.dice, 3);
         let to = self.listener(user.user.to.is_ipv4() != of_the_other_family);
         let from = self.client(to.is_ipv4());
-        self.dressed(UdpFrame::new(from, to, sealed))
+        let mut frame = UdpFrame::new(from, to, sealed);
+        // As the relay takes it, mostly.
+        let likely = self.world.takes(Carrier::IpOption);
+        let in_option = if likely {
+            !one_in(&mut self.dice, 3)
+        } else {
+            one_in(&mut self.dice, 24)
+        };
+        if in_option && to.is_ipv4() {
+            put_into_option(&mut self.dice, &mut frame);
+        }
+        self.dressed(frame)
     }
 
     /// Whose grant is used: seldom one that is no more.
@@ -555,7 +597,7 @@ impl<'a> Author<'a> {
             let by = pick(dice, &[1, 0x100, 0x7fff, 0xfffe]);
             frame.checksum = pick(dice, &[Checksum::None, Checksum::Wrong(by)]);
         }
-        if one_in(dice, 16) {
+        if frame.options.is_empty() && one_in(dice, 16) {
             frame.options = vec![1; 4 * dice.between(1, 10) as usize];
         }
         if one_in(dice, 24) {

@@ -10,6 +10,7 @@ use etherparse::{
 use pnet_packet::ipv4::{self, Ipv4Packet};
 
 use super::{Outline, Part, Sum, mac};
+use crate::craft::token_in_options;
 
 /// One layer: its name and its fields, in the order in which they are shown.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -326,6 +327,10 @@ fn of_ipv4(ip: &LaxIpv4Slice<'_>) -> Layer {
         .with_some("", header.dont_fragment().then_some("df"))
         .with_some("fragment", fragment(part))
         .with_some("options", (!options.is_empty()).then(|| hex::encode(options)))
+        .with_some(
+            "token",
+            token_in_options(options).map(|token| format!("at {} of the options", token.start)),
+        )
         .with_some("protocol", other_protocol(ip.payload_ip_number()))
         .with("length", header.total_len());
     layer.with("checksum", Sum::judge(header.header_checksum(), right))

@@ -44,7 +44,7 @@ use self::{
 };
 use crate::{
     Verdict,
-    world::{Destination, Interface, NextHop, User, World},
+    world::{Carrier, Destination, Interface, NextHop, User, World},
 };
 
 /// Most bytes of payload that a UDP checksum is computed over.
@@ -210,9 +210,7 @@ impl Oracle {
             return Err(Reason::Fragment);
         }
         let datagram = packet.payload().ok_or(Reason::Truncated)?;
-        let (sealed, payload) = datagram
-            .split_first_chunk::<{ token::TOKEN_BYTES }>()
-            .ok_or(Reason::Truncated)?;
+        let (carrier, sealed, payload) = self.token_of(packet, datagram).ok_or(Reason::Truncated)?;
 
         // 3. Does the handle exist?
         let token = token::read(sealed, self.world.header_key.as_ref());
@@ -266,7 +264,7 @@ impl Oracle {
             return Ok(Sent {
                 reason: Reason::Ping,
                 interface,
-                frame: self.reflected(interface, packet, datagram),
+                frame: self.reflected(interface, packet, datagram, carrier),
             });
         }
 
@@ -281,7 +279,7 @@ impl Oracle {
             return Err(Reason::TtlExpired);
         }
         if sent_bytes(user.to.ip(), payload) > usize::from(next_hop.mtu) {
-            return self.too_big(now_ns, interface, packet, user.to, next_hop.mtu, token::TOKEN_BYTES);
+            return self.too_big(now_ns, interface, packet, user.to, next_hop.mtu, datagram.len() - payload.len());
         }
         if is_too_long_to_sum(packet, user.to, payload) {
             return Err(Reason::TooBig);
@@ -305,7 +303,7 @@ impl Oracle {
     }
 
     /// The datagram goes back to its sender as it came, by the interface that it came by.
-    fn reflected(&self, interface: u8, packet: &Packet, datagram: &[u8]) -> Vec<u8> {
+    fn reflected(&self, interface: u8, packet: &Packet, datagram: &[u8], carrier: Carrier) -> Vec<u8> {
         let outside = Outside {
             from_mac: self.interface(interface).mac,
             to_mac: packet.source_mac(),
@@ -313,7 +311,28 @@ impl Oracle {
             to: packet.source(),
             hop_limit: PING_HOP_LIMIT,
         };
-        rewrite::rewrite(packet, &outside, datagram)
+        match carrier {
+            Carrier::Udp => rewrite::rewrite(packet, &outside, datagram),
+            Carrier::IpOption => rewrite::readdress(packet, &outside),
+        }
+    }
+
+    /// "Carriers": how the token travels, the token, and the payload; `None` if there is no whole token.
+    fn token_of<'a>(
+        &self,
+        packet: &Packet<'a>,
+        datagram: &'a [u8],
+    ) -> Option<(Carrier, &'a [u8; token::TOKEN_BYTES], &'a [u8])> {
+        let is_v4 = packet.source().is_ipv4();
+        if is_v4 && self.world.takes(Carrier::IpOption) {
+            match packet.token_option() {
+                Some(token) => return Some((Carrier::IpOption, token.ok()?, datagram)),
+                None if self.world.takes(Carrier::Udp) => {}
+                None => return None,
+            }
+        }
+        let (token, payload) = datagram.split_first_chunk()?;
+        Some((Carrier::Udp, token, payload))
     }
 
     /// "What the relay does: downlink".

@@ -3,10 +3,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::token::TOKEN_BYTES;
 use etherparse::{
     EtherType, Ethernet2Header, Ethernet2HeaderSlice, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv6FragmentHeader,
     Ipv6FragmentHeaderSlice, Ipv6Header, Ipv6HeaderSlice, UdpHeader, UdpHeaderSlice,
 };
+
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const TOKEN_OPTION: u8 = 0x9e;
+
+/// An option that should carry a token, but has not the length for it, or not in the header.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NotWhole;
 
 /// An IP header.
 #[derive(Clone, Debug)]
@@ -99,6 +108,28 @@ impl<'a> Packet<'a> {
         }
     }
 
+    /// The data of the IPv4 option with a token: `None` if there is none, the error if it is not 26 bytes in the header.
+    #[must_use]
+    pub fn token_option(&self) -> Option<Result<&'a [u8; TOKEN_BYTES], NotWhole>> {
+        let Ip::V4(header) = &self.ip else { return None };
+        let mut options = header.options();
+        loop {
+            match options {
+                [TOKEN_OPTION, rest @ ..] => {
+                    let token = rest.split_first().and_then(|(length, data)| {
+                        let is_right = usize::from(*length) == 2 + TOKEN_BYTES;
+                        data.first_chunk().filter(|_| is_right)
+                    });
+                    return Some(token.ok_or(NotWhole));
+                }
+                [NO_OPERATION, rest @ ..] => options = rest,
+                // What follows cannot be told apart from here on.
+                [] | [END_OF_OPTIONS, ..] | [_] | [_, 0 | 1, ..] => return None,
+                [_, length, ..] => options = options.get(usize::from(*length)..).unwrap_or_default(),
+            }
+        }
+    }
+
     /// The UDP payload; `None` if the headers claim more bytes than came, or contradict each other.
     #[must_use]
     pub fn payload(&self) -> Option<&'a [u8]> {
@@ -118,6 +149,12 @@ impl<'a> Packet<'a> {
             Ip::V6(header, _) => Ipv6Header::LEN + usize::from(header.payload_length()),
         };
         self.frame.get(Ethernet2Header::LEN..)?.get(..bytes)
+    }
+
+    /// The frame from its IP header on.
+    #[must_use]
+    pub fn from_ip(&self) -> &'a [u8] {
+        &self.frame[Ethernet2Header::LEN..]
     }
 
     /// The bytes of the frame behind the UDP datagram, if its payload is whole.

@@ -23,6 +23,9 @@ const MAX_FRAGMENTABLE_BYTES: u16 = 1260;
 const RESERVED_FLAG: u8 = 0x80;
 /// The byte of the IPv4 header with the flags.
 const FLAGS: usize = 6;
+const TTL: usize = 8;
+const SOURCE: std::ops::Range<usize> = 12..16;
+const DESTINATION: std::ops::Range<usize> = 16..20;
 /// The bytes of the IPv4 header with its checksum.
 const CHECKSUM: std::ops::Range<usize> = 10..12;
 
@@ -80,6 +83,35 @@ pub fn rewrite(packet: &Packet, new: &Outside, payload: &[u8]) -> Vec<u8> {
     frame.extend(payload);
     frame.extend(packet.behind());
     frame
+}
+
+/// The frame that is sent for an IPv4 packet with this outside and everything else, options too, as it came.
+#[must_use]
+pub fn readdress(packet: &Packet, new: &Outside) -> Vec<u8> {
+    let (Ip::V4(old), IpAddr::V4(from), IpAddr::V4(to)) = (&packet.ip, new.from.ip(), new.to.ip()) else {
+        unreachable!("a token in an option is reflected in the family that it came in");
+    };
+    let ethernet = Ethernet2Header {
+        source: new.from_mac,
+        destination: new.to_mac,
+        ether_type: EtherType::IPV4,
+    };
+    let mut header = old.slice().to_vec();
+    header[TTL] = new.hop_limit;
+    header[SOURCE].copy_from_slice(&from.octets());
+    header[DESTINATION].copy_from_slice(&to.octets());
+    header[CHECKSUM].fill(0);
+    let checksum = (sum(old.slice()) + MODULUS - sum(&header)) % MODULUS;
+    header[CHECKSUM].copy_from_slice(&(checksum as u16).to_be_bytes());
+    let payload = packet.payload().unwrap_or_default();
+    let udp = udp(packet, new, payload);
+    [
+        &ethernet.to_bytes()[..],
+        &header,
+        &udp.to_bytes(),
+        &packet.from_ip()[header.len() + UdpHeader::LEN..],
+    ]
+    .concat()
 }
 
 fn ipv4(old: &Ipv4HeaderSlice, source: [u8; 4], destination: [u8; 4], hop_limit: u8, udp_bytes: u16) -> Vec<u8> {

@@ -164,6 +164,7 @@ impl Known {
             world.drop_unmatched = config.drop_unmatched;
             world.icmp_per_second = config.icmp_per_second;
             world.header_key = config.header_protection.then_some(HEADER_KEY);
+            world.carriers = config.carriers.iter().map(|&carrier| carrier.into()).collect();
         }
         if !self.listen.is_empty() {
             world.listeners.clone_from(&self.listen);

@@ -21,7 +21,7 @@ use crate::{
     capture::{Capture, CaptureError, Writer},
     inspect::{self, Outline},
     scenario::{self, SCHEMA, Scenario, ScenarioError},
-    world::{User, World},
+    world::{Carrier, User, World},
 };
 
 /// The capture in a scenario's folder.
@@ -460,6 +460,10 @@ fn relay(world: &World, text: &mut String) {
     );
     if world.header_key.is_none() {
         text.push_str("header_protection = false\n");
+    }
+    if world.takes(Carrier::IpOption) {
+        let udp = if world.takes(Carrier::Udp) { "\"udp\", " } else { "" };
+        let _ = writeln!(text, "carrier = [{udp}\"ip-option\"]");
     }
     if world.drop_unmatched {
         text.push_str("unmatched = \"drop\"\n");

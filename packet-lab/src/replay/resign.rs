@@ -16,10 +16,14 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    craft::{Grant, Handle, Keyring, TOKEN_BYTES},
-    inspect::{Sum, UdpFrameView},
-    world::World,
+    craft::{Grant, Handle, Keyring, TOKEN_BYTES, token_in_options},
+    inspect::{IpHeader, Sum, UdpFrameView},
+    world::{Carrier, World},
 };
+
+const UDP_HEADER_BYTES: usize = 8;
+/// The header checksum of an IPv4 packet in its frame.
+const IPV4_CHECKSUM: std::ops::Range<usize> = 24..26;
 
 /// How many tokens back a repeated one is recognized.
 pub const REMEMBERED_TOKENS: usize = 1 << 18;
@@ -58,6 +62,8 @@ pub struct Tally {
 #[derive(Clone, Debug)]
 pub struct Resigner {
     listeners: Vec<SocketAddr>,
+    /// Whether tokens may be in options.
+    options: bool,
     seats: Vec<Seat>,
     /// Places in `seats`, by slot.
     by_slot: HashMap<u32, usize>,
@@ -101,6 +107,7 @@ impl Resigner {
         let by_slot = world.users.iter().enumerate().map(|(seat, user)| (user.slot, seat));
         Self {
             listeners: world.listeners.clone(),
+            options: world.takes(Carrier::IpOption),
             seats: seats.collect(),
             by_slot: by_slot.collect(),
             by_client: HashMap::new(),
@@ -164,22 +171,38 @@ impl Resigner {
         let Ok(view) = UdpFrameView::read(frame) else {
             return Resigned::NoToken;
         };
-        let Some((token, payload)) = view.payload.split_first_chunk::<TOKEN_BYTES>() else {
-            return Resigned::NoToken;
-        };
         if !self.listeners.contains(&view.to) {
             return Resigned::NoToken;
         }
+        let Some((at, payload)) = self.token_of(frame, &view) else {
+            return Resigned::NoToken;
+        };
+        let token = &<[u8; TOKEN_BYTES]>::try_from(&frame[at..at + TOKEN_BYTES]).expect("a token's bytes");
+        let sealed_payload = [&token[..], payload].concat();
         let (sealed, resigned) = match self.seen.get(token) {
             Some(sealed) => (*sealed, Resigned::Repeated),
-            None => match self.seal(view.from, token, &view.payload, payload.len() as u16) {
+            None => match self.seal(view.from, token, &sealed_payload, payload.len() as u16) {
                 Some(new) => new,
                 None => return Resigned::NoUser,
             },
         };
         self.remember(*token, sealed);
-        put(frame, &view, &sealed);
+        put(frame, &view, at, &sealed);
         resigned
+    }
+
+    /// Where the token of a packet is in its frame, and the payload that it was sealed for.
+    fn token_of<'a>(&self, frame: &[u8], view: &'a UdpFrameView) -> Option<(usize, &'a [u8])> {
+        let payload_at = frame.len() - view.trailing - view.payload.len();
+        let udp_at = payload_at - UDP_HEADER_BYTES;
+        if let IpHeader::V4 { option_bytes, .. } = view.ip
+            && self.options
+            && let Some(token) = token_in_options(&frame[udp_at - option_bytes..udp_at])
+        {
+            return Some((udp_at - option_bytes + token.start, &view.payload));
+        }
+        let (_, payload) = view.payload.split_first_chunk::<TOKEN_BYTES>()?;
+        Some((payload_at, payload))
     }
 
     fn seal(
@@ -241,10 +264,26 @@ impl Resigner {
     }
 }
 
-/// Puts a token into the frame that `view` was read from. A checksum that was right is right afterwards; others stay.
-fn put(frame: &mut [u8], view: &UdpFrameView, token: &[u8; TOKEN_BYTES]) {
-    let at = frame.len() - view.trailing - view.payload.len();
+/// Puts a token into the frame that `view` was read from, at `at`. A checksum that was right is right afterwards; others
+/// stay.
+fn put(frame: &mut [u8], view: &UdpFrameView, at: usize, token: &[u8; TOKEN_BYTES]) {
     frame[at..at + TOKEN_BYTES].copy_from_slice(token);
+    let payload_at = frame.len() - view.trailing - view.payload.len();
+    if at < payload_at {
+        // In the IP header, of which the UDP checksum covers the addresses alone.
+        if let IpHeader::V4 {
+            checksum: Sum::Right(_),
+            ..
+        } = view.ip
+            && let Ok(IpHeader::V4 {
+                checksum: Sum::Wrong { right, .. },
+                ..
+            }) = UdpFrameView::read(frame).map(|view| view.ip)
+        {
+            frame[IPV4_CHECKSUM].copy_from_slice(&right.to_be_bytes());
+        }
+        return;
+    }
     let field = at - 2..at;
     match (view.checksum, UdpFrameView::read(frame).map(|view| view.checksum)) {
         (Sum::Right(_), Ok(Sum::Wrong { right, .. })) => frame[field].copy_from_slice(&right.to_be_bytes()),
@@ -263,7 +302,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        craft::{Checksum, UdpFrame},
+        craft::{Checksum, UdpFrame, options_with_token},
         world::{Destination, NextHop, User, address},
     };
 
@@ -317,6 +356,30 @@ mod tests {
             "192.0.2.1:4500"
         };
         UdpFrame::new(address(from), address(to), sealed)
+    }
+
+    #[test]
+    fn a_token_in_an_option_is_sealed_anew_where_the_relay_takes_it_there() {
+        let mut world = world();
+        world.carriers.push(Carrier::IpOption);
+        let token = production(8).token(77, 7);
+        let frame = uplink(FROM[0], b"payload".to_vec())
+            .options(options_with_token(&[1, 1], &token))
+            .build();
+        let mut anew = frame.clone();
+        assert_eq!(Resigner::new(&world).resign(&mut anew), Resigned::Sealed);
+        let view = UdpFrameView::read(&anew).unwrap();
+        assert!(view.has_right_checksums(), "{view}");
+        assert_eq!(view.payload, b"payload");
+        let options = &anew[34..34 + 28];
+        let sealed = [&options[token_in_options(options).unwrap()], b"payload"].concat();
+        assert_eq!(world.grant(3).unwrap().open(&sealed), Some(1));
+
+        let mut left = frame.clone();
+        let mut elsewhere = world.clone();
+        elsewhere.carriers = vec![Carrier::Udp];
+        assert_eq!(Resigner::new(&elsewhere).resign(&mut left), Resigned::NoToken);
+        assert_eq!(left, frame);
     }
 
     fn pn_of(slot: u32, frame: &[u8]) -> Option<u64> {

@@ -15,6 +15,7 @@ use super::{
     names::{DirectionName, ReasonName, VerdictName},
     value::{Bytes, Key, Mac, Number, Ports, Time},
 };
+use crate::world::Carrier;
 
 /// The only version of the format.
 pub const SCHEMA: u32 = 1;
@@ -113,6 +114,9 @@ pub struct Relay {
     /// Key of the header protection; f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header_key: Option<Key>,
+    /// How tokens travel: `udp`, `ip-option`, or both; `udp` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<Vec<Carrier>>,
     /// What becomes of packets to an egress port that no user expects; passed to the host by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unmatched: Option<Unmatched>,
@@ -306,7 +310,7 @@ pub struct Send {
     /// IPv6 flow label; 0 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flow_label: Option<u32>,
-    /// IPv4 options, a multiple of 4 bytes, at most 40.
+    /// IPv4 options, a multiple of 4 bytes, at most 40; with a token in an option those before it, at most 14 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub options: Option<Bytes>,
     /// Which part of a larger packet this is.
@@ -387,6 +391,9 @@ pub struct Token {
     pub user: u64,
     /// The packet number.
     pub pn: Number,
+    /// How it travels; in UDP by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<Carrier>,
     /// Another slot than the user's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u32>,
@@ -412,7 +419,7 @@ pub struct Token {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 191))]
     pub flip_bit: Option<usize>,
-    /// Only so many bytes of it, and no payload.
+    /// Only so many bytes of it, and no payload behind them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 23))]
     pub cut: Option<usize>,

@@ -16,6 +16,7 @@ use crate::{
     Verdict,
     capture::{Capture, CaptureError},
     object::{self, ObjectError},
+    world::Carrier,
 };
 
 /// The file in a scenario's folder.
@@ -639,6 +640,10 @@ fn first_free(slots: &BTreeMap<u32, u64>) -> u32 {
     (0..u32::MAX).find(|slot| !slots.contains_key(slot)).unwrap_or(u32::MAX)
 }
 
+fn is_in_option(token: Option<&Token>) -> bool {
+    token.is_some_and(|token| token.carrier == Some(Carrier::IpOption))
+}
+
 /// Fields of a packet that cannot be.
 fn wrong_fields(send: &Send, from: SocketAddr) -> Vec<(&'static str, String)> {
     let mut wrong = Vec::new();
@@ -652,11 +657,19 @@ fn wrong_fields(send: &Send, from: SocketAddr) -> Vec<(&'static str, String)> {
         }
     };
     only("options", send.options.is_some(), true);
+    only("token", is_in_option(send.token.as_ref()), true);
     only("df", send.df.is_some(), true);
     only("flow_label", send.flow_label.is_some(), false);
     if let Some(options) = &send.options {
         let bytes = options.to_vec().len();
-        if bytes > 40 || bytes % 4 != 0 {
+        let before_token = is_in_option(send.token.as_ref());
+        if before_token && bytes > 14 {
+            wrong.push((
+                "options",
+                format!("{bytes} bytes of options before a token: a header has room for 14 besides it"),
+            ));
+        }
+        if !before_token && (bytes > 40 || bytes % 4 != 0) {
             wrong.push((
                 "options",
                 format!("{bytes} bytes of options: they are a multiple of 4, at most 40"),

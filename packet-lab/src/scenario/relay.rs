@@ -59,6 +59,7 @@ impl Setting {
             more_interfaces: interfaces,
             relay_id: relay.relay_id.unwrap_or(base.relay_id),
             header_key: protected.then(|| relay.header_key.map_or(HEADER_KEY, |key| key.0)),
+            carriers: relay.carrier.unwrap_or(base.carriers),
             listeners,
             egress,
             first_egress_port: first,
@@ -99,6 +100,9 @@ impl Setting {
         let is_twice = |at: usize| interfaces[..at].iter().any(|other| other.mac == interfaces[at].mac);
         if (0..interfaces.len()).any(is_twice) {
             faults.push(("interfaces", "two interfaces with one MAC address".to_owned()));
+        }
+        if self.world.carriers.is_empty() {
+            faults.push(("carrier", "no carrier: no token could travel".to_owned()));
         }
         if egress.is_empty() {
             faults.push(("egress", "no egress address: nothing could be relayed".to_owned()));

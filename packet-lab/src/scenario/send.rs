@@ -12,8 +12,8 @@ use super::{
     relay::{NEXT_HOP_MAC, Users},
 };
 use crate::{
-    craft::{self, Grant, UdpFrame, flip_bit},
-    world::{Destination, World},
+    craft::{self, Grant, UdpFrame, flip_bit, options_with_token},
+    world::{Carrier, Destination, World},
 };
 
 const ETHERNET_BYTES: usize = 14;
@@ -53,8 +53,23 @@ fn udp(send: &Send, nth: u64, world: &World, users: &Users) -> Option<Vec<u8>> {
         .as_ref()
         .map(super::value::Bytes::to_vec)
         .unwrap_or_default();
+    let mut options = send
+        .options
+        .as_ref()
+        .map(super::value::Bytes::to_vec)
+        .unwrap_or_default();
     let sealed = match &send.token {
-        Some(token) => seal(token, nth, &payload, world, users)?,
+        Some(token) => {
+            let sealed = seal(token, nth, &payload, world, users)?;
+            match token.carrier {
+                Some(Carrier::IpOption) => {
+                    options = options_with_token(&options, &sealed);
+                    payload
+                }
+                Some(Carrier::Udp) | None if token.cut.is_some() => sealed,
+                Some(Carrier::Udp) | None => [sealed, payload].concat(),
+            }
+        }
         None => payload,
     };
     let mut shape = UdpFrame::new(from, to, sealed);
@@ -64,11 +79,7 @@ fn udp(send: &Send, nth: u64, world: &World, users: &Users) -> Option<Vec<u8>> {
     shape.tos = send.tos.unwrap_or(shape.tos);
     shape.identification = send.id.unwrap_or(shape.identification);
     shape.flow_label = send.flow_label.unwrap_or(shape.flow_label);
-    shape.options = send
-        .options
-        .as_ref()
-        .map(super::value::Bytes::to_vec)
-        .unwrap_or_default();
+    shape.options = options;
     if let Some(fragment) = send.fragment {
         shape = shape.fragment(fragment.offset, fragment.more);
     }
@@ -139,10 +150,7 @@ fn seal(token: &Token, nth: u64, payload: &[u8], world: &World, users: &Users) -
     if let Some(bit) = token.flip_bit {
         flip_bit(&mut sealed, bit);
     }
-    match token.cut {
-        Some(bytes) => sealed.truncate(bytes),
-        None => sealed.extend_from_slice(payload),
-    }
+    sealed.truncate(token.cut.unwrap_or(sealed.len()));
     Some(sealed)
 }
 

@@ -1,7 +1,7 @@
 //! Steps in words.
 
 use super::file::{Checksum, Send, Step, Token, User};
-use crate::inspect::Dissection;
+use crate::{inspect::Dissection, world::Carrier};
 
 /// What a step does.
 pub(super) fn action(step: &Step) -> String {
@@ -79,6 +79,10 @@ fn token(token: &Token) -> String {
     let text = format!("token of user {} pn {}", token.user, token.pn);
     let mut odd = Vec::new();
     let mut given = |what: &str, value: Option<String>| odd.extend(value.map(|value| format!("{what}{value}")));
+    given(
+        "",
+        (token.carrier == Some(Carrier::IpOption)).then(|| "in an IP option".to_owned()),
+    );
     given("slot ", token.slot.map(|slot| slot.to_string()));
     given("salt ", token.salt.map(|salt| format!("{salt:#010x}")));
     given("another key", token.key.map(|_| String::new()));

@@ -38,6 +38,12 @@ pub trait Ip: Copy {
     /// Type of service or traffic class.
     fn service(&self) -> u8;
 
+    /// Looks for an IPv4 option of this type and length in the header at `offset`; IPv6 has none.
+    fn option<F: Frame>(&self, frame: &F, offset: usize, kind: u8, length: u8) -> Search;
+
+    /// Writes the addresses and the hop limit at `offset` and leaves the rest of the header as it came.
+    fn readdress<F: Frame>(&self, frame: &mut F, offset: usize, new: &Rewrite) -> Option<()>;
+
     /// Writes this header anew at `offset` with other addresses, `hop_limit`, and `transport_bytes` after it; options
     /// and extension headers are not kept. `frame` is the rewritten one.
     fn emit<F: Frame>(&self, frame: &mut F, offset: usize, new: &Rewrite) -> Option<()>;
@@ -54,6 +60,17 @@ impl<I: Ip> Translated<I> for I {
     fn translated(old: &I, _new: &Rewrite, _udp: &Udp) -> Self {
         *old
     }
+}
+
+/// What a search for an option found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Search {
+    /// The option's data is here, in bytes from the start of the frame.
+    Found(usize),
+    /// An option of this type that has another length, or ends behind the header.
+    Malformed,
+    /// No option of this type, as far as the options can be told apart.
+    Absent,
 }
 
 /// What changes in an IP header.

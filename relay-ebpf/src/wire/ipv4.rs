@@ -3,7 +3,7 @@
 use super::{
     Address, Be16, Frame,
     checksum::Change,
-    ip::{Ip, Rewrite, Translated},
+    ip::{Ip, Rewrite, Search, Translated},
     ipv6::Ipv6,
     udp::{self, Udp},
 };
@@ -12,6 +12,40 @@ const WORDS: usize = 5;
 const DONT_FRAGMENT: u32 = 0x4000;
 const MORE_FRAGMENTS: u32 = 0x2000;
 const FRAGMENT_OFFSET: u32 = 0x1fff;
+const MAX_HEADER_BYTES: usize = 60;
+const END_OF_OPTIONS: usize = 0;
+const NO_OPERATION: usize = 1;
+
+/// How the search for an option gets from one to the next: by `own` bytes and those of the length byte that `mask` lets
+/// through, unless that byte is below `least`, which ends it.
+#[derive(Clone, Copy)]
+struct Step {
+    least: u16,
+    own: u8,
+    mask: u8,
+}
+
+/// By type. A table, since branches would have the verifier follow each way through the options by itself, with all
+/// that comes after it.
+static STEPS: [Step; 256] = {
+    let by_length = Step {
+        least: 2,
+        own: 0,
+        mask: 0xff,
+    };
+    let mut steps = [by_length; 256];
+    steps[END_OF_OPTIONS] = Step {
+        least: 0x100,
+        own: 0,
+        mask: 0,
+    };
+    steps[NO_OPERATION] = Step {
+        least: 0,
+        own: 1,
+        mask: 0,
+    };
+    steps
+};
 
 /// Largest packet from IPv6 that routers may fragment (RFC 7915, section 5.1): its sender cannot be told to send smaller
 /// ones, since IPv6 has no smaller MTU than 1,280.
@@ -104,6 +138,54 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn service(&self) -> u8 {
         (u32::from_be(self.words[0]) >> 16) as u8
+    }
+
+    #[inline(always)]
+    fn option<F: Frame>(&self, frame: &F, offset: usize, kind: u8, length: u8) -> Search {
+        let end = self.transport_offset();
+        let mut at = Self::HEADER_BYTES;
+        // Each option takes a byte at least.
+        for _ in Self::HEADER_BYTES..MAX_HEADER_BYTES {
+            if at >= end {
+                return Search::Absent;
+            }
+            // Behind the header's last byte are UDP's; a length read there leads out of the header as well.
+            let Some([found, said]) = frame.read::<[u8; 2]>(offset + at) else {
+                return Search::Absent;
+            };
+            if found == kind {
+                let fits = at + length as usize <= end && said == length;
+                return if fits {
+                    Search::Found(offset + at + 2)
+                } else {
+                    Search::Malformed
+                };
+            }
+            let step = STEPS[found as usize];
+            if (said as u16) < step.least {
+                return Search::Absent;
+            }
+            at += step.own as usize + (said & step.mask) as usize;
+        }
+        Search::Absent
+    }
+
+    #[inline(always)]
+    fn readdress<F: Frame>(&self, frame: &mut F, offset: usize, new: &Rewrite) -> Option<()> {
+        let [first, identification, hop, ..] = self.words;
+        let rest = u32::from_be(hop);
+        let protocol = rest & 0x00ff_0000;
+        let new_hop = protocol | (new.hop_limit as u32) << 24;
+        let change = new
+            .addresses::<Self, Self>(self)
+            .without((rest & 0xffff_0000).to_be())
+            .with(new_hop.to_be());
+        let checksum = change.apply((rest as u16).to_be());
+        let new_hop = (new_hop | u16::from_be(checksum) as u32).to_be();
+        frame.write(
+            offset,
+            [first, identification, new_hop, new.source.0[3], new.destination.0[3]],
+        )
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use super::{
     Address, Be16, Frame,
-    ip::{Ip, Rewrite, Translated},
+    ip::{Ip, Rewrite, Search, Translated},
     ipv4::Ipv4,
     udp::{self, Udp},
 };
@@ -88,6 +88,20 @@ impl Ip for Ipv6 {
     #[inline(always)]
     fn service(&self) -> u8 {
         (u32::from_be(self.words[0]) >> 20) as u8
+    }
+
+    #[inline(always)]
+    fn option<F: Frame>(&self, _frame: &F, _offset: usize, _kind: u8, _length: u8) -> Search {
+        Search::Absent
+    }
+
+    #[inline(always)]
+    fn readdress<F: Frame>(&self, frame: &mut F, offset: usize, new: &Rewrite) -> Option<()> {
+        let lengths = u32::from_be(self.words[1]) & 0xffff_ff00;
+        let [s0, s1, s2, s3] = new.source.0;
+        let [d0, d1, d2, d3] = new.destination.0;
+        let second = (lengths | new.hop_limit as u32).to_be();
+        frame.write(offset, [self.words[0], second, s0, s1, s2, s3, d0, d1, d2, d3])
     }
 
     #[inline(always)]

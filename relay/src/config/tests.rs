@@ -136,9 +136,14 @@ fn five_faults_are_five_messages_with_their_places() {
     "[store]\nkind = \"etcd\"\n",
     "3:1: `store.kind` this build keeps users in redb only"
 )]
-#[case::the_option_carrier(
-    "carrier = [\"ip-option\"]\n",
-    "2:1: an item of `carrier` this build carries tokens in UDP only"
+#[case::an_unknown_carrier(
+    "carrier = [\"udp\", \"dns\"]\n",
+    "2:1: an item of `carrier` is \"dns\"; expected \"udp\" or \"ip-option\""
+)]
+#[case::no_carrier("carrier = []\n", "2:1: `carrier` is empty")]
+#[case::no_carrier_over_ipv6(
+    "carrier = [\"ip-option\"]\nlisten = [\"192.0.2.1:4500\", \"[2001:db8::1]:4500\"]\n",
+    "2:1: no token reaches [2001:db8::1]:4500"
 )]
 #[case::a_sample_that_is_no_power_of_two("drop_sample = 3\n", "2:1: `drop_sample` is 3; expected a power of two")]
 #[case::a_relative_path(

@@ -29,7 +29,7 @@ use ipnet::IpNet;
 use relay_ebpf::{
     admission::Client,
     host::HostMemory,
-    layout::{Latency, Listener, NextHop, Settings, SlotEntry},
+    layout::{Latency, Listener, NextHop, Settings, SlotEntry, option_carrier},
     platform::Memory as _,
     token,
     verdict::{Direction, Reason},
@@ -48,7 +48,7 @@ use self::{
     program::{LoadError, LoadOptions, Loaded},
     publish::{Numbering, PublishError, Publisher},
 };
-use crate::config::{Config, XdpMode};
+use crate::config::{Carrier, Config, XdpMode};
 
 /// Why the datapath could not start or change. Each message says what was tried and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -654,6 +654,11 @@ fn settings(config: &Config, interfaces: &Numbered, header_key: Option<[u8; 16]>
         drop_unmatched: u32::from(config.drop_unmatched),
         latency_sample: config.latency_sample,
         event_sample: config.drop_sample,
+        option_carrier: match config.carriers[..] {
+            [Carrier::IpOption] => option_carrier::ALONE,
+            _ if config.carriers.contains(&Carrier::IpOption) => option_carrier::ALSO,
+            _ => option_carrier::OFF,
+        },
         interface_count,
         interfaces,
         ..Settings::default().with_icmp_limit(config.icmp_per_second)

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lumenlink_relay::config::{Config, XdpMode};
+use lumenlink_relay::config::{Carrier, Config, XdpMode};
 use nix::{
     sched::{CloneFlags, setns},
     unistd::geteuid,
@@ -153,6 +153,7 @@ pub fn config(max_users: u32) -> Config {
         state_dir: "/nonexistent".into(),
         drop_unmatched: false,
         header_protection: true,
+        carriers: vec![Carrier::Udp],
         packets_per_second: 10_000,
         burst: 1000,
         icmp_per_second: 1000,

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use packet_lab::craft::{Checksum, UdpFrame};
+use packet_lab::craft::{Checksum, UdpFrame, options_with_token};
 use veth_tests::{
     client::{Client, PATIENCE, TOKEN_BYTES},
     echo::EchoServer,
@@ -152,6 +152,65 @@ fn a_datagram_without_checksum_gets_one_on_its_way_to_ipv6() {
         wire.send(&frame.build());
         assert_eq!(client.receive(), payload);
     }
+}
+
+#[test]
+fn a_token_in_an_ip_option_is_as_good_as_one_in_udp() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let mut relay = Relay::new(&net.relay);
+    relay.set("carrier", vec!["udp", "ip-option"]);
+    relay.start();
+    let wire = FrameSocket::new(&net.client, "eth0");
+    for (id, family) in [(1, Family::V4), (2, Family::V6)] {
+        let server = EchoServer::new(&net.server, family, 0);
+        let mut grant = relay.add_user(id, server.address, &[]);
+        grant.relay = SocketAddr::new(net.relay.address(Family::V4), 4500);
+        let mut client = Client::new(&net.client, &grant);
+        wait_until_resolved(&mut client);
+        let before = relay.counters();
+        let from = client.socket.local_addr().unwrap();
+        let sizes = [0, 1, 2, 23, 24, 25, 500, MTU - 48 - 8];
+        for size in sizes {
+            let payload = vec![0x3c; size];
+            let token = grant.token(client.pn, size);
+            client.pn += 1;
+            let mut frame = UdpFrame::new(from, grant.relay, payload.clone()).options(options_with_token(&[], &token));
+            (frame.from_mac, frame.to_mac) = (net.client.mac(), net.relay.mac());
+            wire.send(&frame.build());
+            // Empty, it is a ping: what the relay reflects has no payload either.
+            assert_eq!(client.receive(), payload);
+        }
+        let packets = sizes.len() as u64 - 1;
+        relay.expect_moved(
+            &before,
+            &[
+                ("uplink", "relayed", packets),
+                ("downlink", "relayed", packets),
+                ("uplink", "ping", 1),
+            ],
+        );
+        client.exchange(b"in UDP");
+    }
+}
+
+#[test]
+fn where_tokens_travel_in_options_alone_those_in_udp_are_dropped() {
+    if !can_run("relaying") {
+        return;
+    }
+    let net = Trio::new();
+    let mut relay = Relay::new(&net.relay);
+    relay.set("listen", vec!["192.0.2.1:4500"]);
+    relay.set("carrier", vec!["ip-option"]);
+    relay.start();
+    let server = EchoServer::new(&net.server, Family::V4, 0);
+    let mut client = Client::new(&net.client, &relay.add_user(1, server.address, &[]));
+    let before = relay.counters();
+    client.send(b"payload");
+    relay.expect_moved(&before, &[("uplink", "truncated", 1)]);
 }
 
 #[test]
