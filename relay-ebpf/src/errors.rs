@@ -37,6 +37,12 @@ const MOST_V6: usize = 1280;
 const LEAST_MTU_V4: usize = 68;
 const LEAST_MTU_V6: usize = 1280;
 
+/// Where the source address is in an IPv4 header; the destination's follows.
+const SOURCE_V4: usize = 12;
+/// Where the addresses are in an IPv6 header.
+const SOURCE_V6: usize = 8;
+const DESTINATION_V6: usize = 24;
+
 /// IPv4's precedence of internetwork control, as RFC 1812, section 4.3.2.5, has it for errors.
 const CONTROL: u32 = 0xc0;
 const DONT_FRAGMENT: u32 = 0x4000;
@@ -46,7 +52,6 @@ const DONT_FRAGMENT: u32 = 0x4000;
 #[inline(always)]
 pub fn answer<F: Frame, P: Platform>(frame: &mut F, platform: &P, mtu: usize) -> Option<()> {
     let at = ethernet::HEADER_BYTES;
-    let sender = ethernet::source(frame)?;
     // Who sent it to a group is not told that somebody in it could not take it (RFC 1122, section 3.2.2).
     if ethernet::destination(frame)?.is_group() {
         return None;
@@ -59,6 +64,7 @@ pub fn answer<F: Frame, P: Platform>(frame: &mut F, platform: &P, mtu: usize) ->
     }
     let settings = platform.settings();
     let interface = settings.interface(settings.number_of_ingress(frame));
+    let sender = ethernet::source(frame)?;
     ethernet::emit(frame, sender, interface.mac, ethertype)
 }
 
@@ -81,7 +87,8 @@ fn answer_v4<F: Frame, P: Platform>(frame: &mut F, platform: &P, at: usize, mtu:
     let message = icmp::header(FRAGMENTATION_NEEDED, mtu as u32, quote);
     frame.write(at + Ipv4::HEADER_BYTES, message)?;
     let total = (headers + quoted) as u32;
-    let (from, to) = (packet.destination().0[3], packet.source().0[3]);
+    // From the quote: what is read again need not be kept meanwhile, where the stack is short.
+    let [to, from]: [u32; 2] = frame.read(at + headers + SOURCE_V4)?;
     let hop = (HOP_LIMIT as u32) << 24 | (icmp::PROTOCOL_V4 as u32) << 16;
     let first = (0x4500_0000 | CONTROL << 16 | total).to_be();
     let sum = Change::default().with(first).with(DONT_FRAGMENT.to_be());
@@ -102,16 +109,16 @@ fn answer_v6<F: Frame, P: Platform>(frame: &mut F, platform: &P, at: usize, mtu:
     let quote = quote(frame, at, headers, QUOTE_V6)?;
     frame.truncate(at + headers + QUOTE_V6)?;
     let length = (icmp::HEADER_BYTES + QUOTE_V6) as u32;
-    let (from, to) = (packet.destination().0, packet.source().0);
-    let covered = quote.with(length.to_be()).with((icmp::PROTOCOL_V6 as u32).to_be());
-    let covered = from.iter().chain(&to).fold(covered, |sum, &word| sum.with(word));
+    let mut covered = quote.with(length.to_be()).with((icmp::PROTOCOL_V6 as u32).to_be());
+    for (old, new) in [(SOURCE_V6, DESTINATION_V6), (DESTINATION_V6, SOURCE_V6)] {
+        let address: Piece = frame.read(at + headers + old)?;
+        covered = address.iter().fold(covered, |sum, &word| sum.with(word));
+        frame.write(at + new, address)?;
+    }
     let message = icmp::header(PACKET_TOO_BIG, mtu as u32, covered);
     frame.write(at + Ipv6::HEADER_BYTES, message)?;
     let rest = length << 16 | (icmp::PROTOCOL_V6 as u32) << 8 | HOP_LIMIT as u32;
-    let [f0, f1, f2, f3] = from;
-    let [t0, t1, t2, t3] = to;
-    let first = 0x6000_0000_u32.to_be();
-    frame.write(at, [first, rest.to_be(), f0, f1, f2, f3, t0, t1, t2, t3])
+    frame.write(at, [0x6000_0000_u32.to_be(), rest.to_be()])
 }
 
 /// Moves the beginning of the packet at `from` towards the end, by as many bytes as the headers of the message take,
