@@ -29,6 +29,7 @@ use relay_ebpf::{
 };
 
 pub use self::report::{Incomparable, Latency, Report, Row, Size, Worse};
+pub(crate) use self::report::{median, range};
 use self::{
     frames::{Frames, Head},
     report::row,
@@ -38,8 +39,8 @@ use crate::{
     lab::moved,
 };
 
-/// The feeder and the floor, as they were built with this crate.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lab-xdp"));
+/// The lab's programs, as they were built with this crate.
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lab-xdp"));
 
 /// Most packets of one path in one round: what the feeder's ring holds.
 pub const MOST_PACKETS: u32 = lab_ebpf::RING;

@@ -21,6 +21,7 @@ pub mod craft;
 pub mod fuzz;
 pub mod inspect;
 pub mod lab;
+pub mod live;
 pub mod object;
 pub mod observe;
 pub mod oracle;
@@ -29,6 +30,7 @@ pub mod replay;
 pub mod report;
 pub mod scenario;
 pub mod simulate;
+pub mod throughput;
 pub mod veth;
 pub mod world;
 

@@ -1,5 +1,6 @@
 //! XDP programs for measuring. A test run does not restore a frame that a program has rewritten, so the feeder writes
-//! each one anew before the program to be measured gets it.
+//! each one anew before the program to be measured gets it. `live` has those for measuring on a wire, and `nat` what
+//! the relay is compared with there.
 
 #![no_std]
 #![no_main]
@@ -8,6 +9,9 @@
     clippy::needless_pass_by_value,
     reason = "the xdp macro hands the programs their context by value"
 )]
+
+mod live;
+mod nat;
 
 use aya_ebpf::{
     bindings::xdp_action,

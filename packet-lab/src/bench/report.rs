@@ -163,12 +163,13 @@ pub(super) fn row(path: &str, description: &str, ns: &[f64], ratios: &[f64]) -> 
 }
 
 /// The least and the most.
-fn range(values: &[f64]) -> [f64; 2] {
+pub(crate) fn range(values: &[f64]) -> [f64; 2] {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     [least, values.iter().copied().fold(0.0, f64::max)]
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The middle one, or the mean of the two in the middle; NaN of none.
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use maud::{Markup, html};
+use maud::{Markup, PreEscaped, html};
 
 use crate::simulate::number;
 
@@ -37,6 +37,18 @@ const NARROW: Size = Size {
     marks: 5,
     class: "narrow-only",
 };
+
+/// As an image of its own.
+const IMAGE: Size = Size {
+    width: 820.0,
+    height: 270.0,
+    columns: 160,
+    marks: 8,
+    class: "",
+};
+
+/// The style of plots alone.
+const PLOT_STYLE: &str = include_str!("plot.css");
 
 /// One of the things that are stacked.
 pub(super) struct Series<'a> {
@@ -165,6 +177,15 @@ impl Bars<'_> {
     }
 
     fn svg(&self, size: Size) -> Markup {
+        let (height, drawing) = self.drawing(size);
+        let label = format!("{} {}", self.title, self.note);
+        html! {
+            svg.(size.class) viewBox=(format!("0 0 {} {}", size.width, height)) role="img" aria-label=(label) { (drawing) }
+        }
+    }
+
+    /// The bars, and how high they are together.
+    fn drawing(&self, size: Size) -> (f64, Markup) {
         let ends = self
             .rows
             .iter()
@@ -178,9 +199,7 @@ impl Bars<'_> {
         let height = row * self.rows.len() as f64 + 26.0;
         let width = size.width - names - values - 8.0;
         let x = |value: f64| names + width * value / axis.top;
-        let label = format!("{} {}", self.title, self.note);
-        html! {
-            svg.(size.class) viewBox=(format!("0 0 {} {}", size.width, height)) role="img" aria-label=(label) {
+        let drawing = html! {
                 @for mark in axis.marks() {
                     line.axis x1=(px(x(mark))) x2=(px(x(mark))) y1="0" y2=(px(height - 22.0)) {}
                     text x=(px(x(mark))) y=(px(height - 6.0)) text-anchor="middle" { (axis.text(mark)) }
@@ -207,6 +226,35 @@ impl Bars<'_> {
                         text.strong x=(px(size.width)) y=(px(middle + 4.5)) text-anchor="end" { (bar.text) }
                     }
                 }
+        };
+        (height, drawing)
+    }
+}
+
+/// Bars as an image file: one below the other, with the style that they need and a background of their own.
+pub(super) fn image(label: &str, panels: &[Bars<'_>]) -> Markup {
+    let size = IMAGE;
+    let (margin, heading) = (20.0, 44.0);
+    let mut bottom = margin;
+    let placed: Vec<(f64, f64, &Bars<'_>, Markup)> = panels
+        .iter()
+        .map(|panel| {
+            let (height, drawing) = panel.drawing(size);
+            let top = bottom;
+            bottom += heading + height + margin;
+            (top, height, panel, drawing)
+        })
+        .collect();
+    let width = size.width + 2.0 * margin;
+    html! {
+        svg xmlns="http://www.w3.org/2000/svg" viewBox=(format!("0 0 {width} {bottom}")) width=(width) height=(px(bottom))
+            role="img" aria-label=(label) font-family="system-ui, sans-serif" {
+            style { (PreEscaped(PLOT_STYLE)) }
+            rect width=(width) height=(px(bottom)) rx="10" style="fill: var(--card)" {}
+            @for (top, height, panel, drawing) in &placed {
+                text.strong x=(margin) y=(px(top + 16.0)) { (panel.title) }
+                text x=(margin) y=(px(top + 34.0)) { (panel.note) }
+                svg x=(margin) y=(px(top + heading)) width=(size.width) height=(px(*height)) { (drawing) }
             }
         }
     }

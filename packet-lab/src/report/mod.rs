@@ -13,6 +13,7 @@ mod packet;
 mod page;
 mod run;
 mod simulation;
+mod throughput;
 
 use std::{fs, io, path::Path};
 
@@ -20,6 +21,7 @@ pub use self::{
     bench::{Compared, bench},
     run::run,
     simulation::simulation,
+    throughput::throughput,
 };
 
 /// A report that could not be written.

@@ -4,7 +4,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest as _, Sha256};
 
-const STYLE: &str = include_str!("style.css");
+const STYLE: &str = concat!(include_str!("plot.css"), include_str!("style.css"));
 const SCRIPT: &str = include_str!("script.js");
 
 /// How a run ended, in words: colour alone tells nobody.
