@@ -20,13 +20,17 @@ pub fn relay() -> &'static Path {
 }
 
 /// Cargo tells a test where the binaries of its own package are, not those of others: it is asked to build this one,
-/// which takes a moment if it is up to date.
+/// which takes a moment if it is up to date. A program that was installed or built beside it takes its neighbour.
 fn build() -> PathBuf {
-    let test = env::current_exe().expect("a test knows where it is");
+    let this = env::current_exe().expect("a program knows where it is");
+    let mut folders = this.ancestors().skip(1);
+    let beside = folders.next().expect("a program is in a folder");
+    if !beside.ends_with("deps") {
+        return beside.join(NAME);
+    }
     // target/PROFILE/deps/TEST
-    let folder = test
-        .ancestors()
-        .nth(2)
+    let folder = folders
+        .next()
         .expect("cargo puts tests two folders into its target folder");
     let target = folder.parent().expect("the target folder");
     let profile = match folder.file_name().and_then(|name| name.to_str()) {

@@ -16,4 +16,5 @@ pub mod namespace;
 pub mod net;
 pub mod raw;
 pub mod relay;
+pub mod throughput;
 pub mod wait;

@@ -14,3 +14,4 @@ mod operation;
 mod persistence;
 mod proxy;
 mod surroundings;
+mod throughput;
