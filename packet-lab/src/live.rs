@@ -251,7 +251,8 @@ impl Instruments {
     }
 
     /// Sends the frames that the generator was given out of an interface of this thread's network namespace, in batches
-    /// of at most so many. Returns when the last has been sent; [`Self::passage`] says what has come.
+    /// of so many. Returns when the last has been sent, with the mean nanoseconds that took for each;
+    /// [`Self::passage`] says what has come.
     ///
     /// # Errors
     /// If the kernel does not run the generator.
@@ -261,7 +262,7 @@ impl Instruments {
         frames: &Frames,
         batch: u32,
         expected: &Expected,
-    ) -> Result<(), LiveError> {
+    ) -> Result<f64, LiveError> {
         let mut waiting = [0; 7];
         let [from, to] = [expected.from, expected.to].map(|end| end.ip().octets());
         let (from, to): ([u8; 4], [u8; 4]) = (from, to);
@@ -272,7 +273,7 @@ impl Instruments {
         waiting[receiver::WANTED] = frames.heads.len() as u64;
         self.receiver.set(0, waiting, 0)?;
         self.generator.set(0, [0, XDP_TX, 0], 0)?;
-        self.run(interface_index, frames, batch).map(drop)
+        self.run(interface_index, frames, batch)
     }
 
     /// What has become of the frames sent last, so far.

@@ -83,6 +83,8 @@ pub struct Row {
     pub bare_nat: Option<f64>,
     /// Cost as a multiple of the relay's in native mode, likewise.
     pub relay: Option<f64>,
+    /// Both multiples with what the generator takes on both sides.
+    pub whole: [Option<f64>; 2],
 }
 
 impl Row {
@@ -125,8 +127,41 @@ pub struct Bar {
     pub at_least: Option<f64>,
     /// What it is.
     pub ratio: f64,
+    /// What it would be with the generator's time on both sides.
+    pub whole_ratio: Option<f64>,
     /// Whether it is what it is to be.
     pub met: bool,
+}
+
+/// Two cores, one of which sends as much as it can.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Overload {
+    /// What relayed, in one word.
+    pub system: String,
+    /// The same for people.
+    pub description: String,
+    /// Bytes of payload.
+    pub payload_bytes: usize,
+    /// Packets sent in a second: the median of all rounds.
+    pub sent_per_second: f64,
+    /// Packets delivered in a second, likewise.
+    pub delivered_per_second: f64,
+}
+
+impl Overload {
+    /// From pairs of packets sent and delivered in a second, one for each round.
+    #[must_use]
+    pub fn new(system: &str, description: &str, payload_bytes: usize, rounds: &[[f64; 2]]) -> Self {
+        let [sent_per_second, delivered_per_second] =
+            [0, 1].map(|which| median(&rounds.iter().map(|round| round[which]).collect::<Vec<_>>()));
+        Self {
+            system: system.to_owned(),
+            description: description.to_owned(),
+            payload_bytes,
+            sent_per_second,
+            delivered_per_second,
+        }
+    }
 }
 
 /// All figures.
@@ -148,6 +183,8 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// Ratios to be kept.
     pub bars: Vec<Bar>,
+    /// What happens on two cores when more is sent than is relayed.
+    pub overload: Vec<Overload>,
     /// What was not measured, and why.
     pub left_out: Vec<String>,
 }
@@ -184,6 +221,7 @@ impl Report {
             packets: 0,
             generator_ns: median(&generator),
             bars: rows.iter().filter_map(bar).collect(),
+            overload: Vec::new(),
             rows,
             left_out: Vec::new(),
         }
@@ -207,6 +245,13 @@ impl Report {
         }
         for bar in &self.bars {
             let _ = writeln!(text, "{}", bar.text());
+        }
+        if !self.overload.is_empty() {
+            let _ = writeln!(
+                text,
+                "\ntwo cores, one sending as much as it can\n{}",
+                self.overload_table()
+            );
         }
         for left_out in &self.left_out {
             let _ = writeln!(text, "left out: {left_out}");
@@ -245,13 +290,34 @@ impl Report {
                 row.batch.to_string(),
             ]);
         }
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        let table = table.to_string();
-        let lines: Vec<&str> = table.lines().map(str::trim_end).collect();
-        lines.join("\n")
+        printed(table)
     }
+
+    fn overload_table(&self) -> String {
+        let mut table = Table::new();
+        table
+            .load_style(NOTHING)
+            .set_header(["RELAY", "BYTES", "MPACKETS/S SENT", "DELIVERED", "LOST"]);
+        for row in &self.overload {
+            table.add_row([
+                row.description.clone(),
+                row.payload_bytes.to_string(),
+                format!("{:.3}", row.sent_per_second / 1e6),
+                format!("{:.3}", row.delivered_per_second / 1e6),
+                format!("{:.0}%", 100.0 * (1.0 - row.delivered_per_second / row.sent_per_second)),
+            ]);
+        }
+        printed(table)
+    }
+}
+
+fn printed(mut table: Table) -> String {
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let table = table.to_string();
+    let lines: Vec<&str> = table.lines().map(str::trim_end).collect();
+    lines.join("\n")
 }
 
 impl Bar {
@@ -260,8 +326,9 @@ impl Bar {
             (Some(most), _) => ("at most", most),
             (None, least) => ("at least", least.unwrap_or_default()),
         };
+        let whole = self.whole_ratio.unwrap_or(f64::NAN);
         format!(
-            "{}  {} bytes, {}: {} costs {:.2} × {}, to be {word} {limit}",
+            "{}  {} bytes, {}: {} costs {:.2} × {}, to be {word} {limit} ({whole:.2} with the generator)",
             if self.met { "met     " } else { "NOT MET " },
             self.payload_bytes,
             self.way.name(),
@@ -283,26 +350,32 @@ fn row(series: &Series, all: &[Series]) -> Row {
         ns: median(&costs),
         range_ns: range(&costs),
         whole_ns: median(&series.whole_ns),
-        bare_nat: ratio(&costs, series, BARE_NAT, all),
-        relay: ratio(&costs, series, RELAY, all),
+        bare_nat: ratio(series, BARE_NAT, all, Series::costs),
+        relay: ratio(series, RELAY, all, Series::costs),
+        whole: [BARE_NAT, RELAY].map(|to| ratio(series, to, all, |series| series.whole_ns.clone())),
     }
 }
 
-/// The median of the ratios to another system's costs, the same way, with the same size and in the same round.
-fn ratio(costs: &[f64], series: &Series, to: &str, all: &[Series]) -> Option<f64> {
+/// The median of the ratios to another system's figures, the same way, with the same size and in the same round.
+fn ratio(series: &Series, to: &str, all: &[Series], figures: impl Fn(&Series) -> Vec<f64>) -> Option<f64> {
     let is_like =
         |other: &&Series| other.system == to && other.way == series.way && other.payload_bytes == series.payload_bytes;
-    let others = all.iter().find(is_like)?.costs();
-    let ratios: Vec<f64> = costs.iter().zip(others).map(|(cost, other)| cost / other).collect();
+    let others = figures(all.iter().find(is_like)?);
+    let ratios: Vec<f64> = figures(series)
+        .iter()
+        .zip(others)
+        .map(|(this, other)| this / other)
+        .collect();
     Some(median(&ratios))
 }
 
 fn bar(row: &Row) -> Option<Bar> {
-    let (of, ratio, at_most, at_least) = if row.system == RELAY {
-        (BARE_NAT, row.bare_nat?, Some(RELAY_AT_MOST), None)
+    let [nat, relay] = row.whole;
+    let (of, ratio, whole_ratio, at_most, at_least) = if row.system == RELAY {
+        (BARE_NAT, row.bare_nat?, nat, Some(RELAY_AT_MOST), None)
     } else {
         let (_, least) = OTHERS_AT_LEAST.iter().find(|(system, _)| *system == row.system)?;
-        (RELAY, row.relay?, None, Some(*least))
+        (RELAY, row.relay?, relay, None, Some(*least))
     };
     Some(Bar {
         system: row.system.clone(),
@@ -312,6 +385,7 @@ fn bar(row: &Row) -> Option<Bar> {
         at_most,
         at_least,
         ratio,
+        whole_ratio,
         met: at_most.is_none_or(|most| ratio <= most) && at_least.is_none_or(|least| ratio >= least),
     })
 }

@@ -314,9 +314,18 @@ impl<'a> Relay<'a> {
     /// Sends the process a signal.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
-        let process = self.process.as_ref().expect("the relay runs");
-        let pid = Pid::from_raw(process.id().try_into().expect("a process id"));
+        let pid = Pid::from_raw(self.process_id().try_into().expect("a process id"));
         kill(pid, signal).expect("the process is this one's child");
+    }
+
+    /// The id of its process.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[must_use]
+    #[track_caller]
+    pub fn process_id(&self) -> u32 {
+        self.process.as_ref().expect("the relay runs").id()
     }
 
     /// Waits until the process has ended.

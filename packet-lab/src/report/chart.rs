@@ -506,7 +506,7 @@ mod tests {
             }],
         };
         let page = [bars.render(), columns.render(), stack.render()]
-            .map(maud::PreEscaped::into_string)
+            .map(PreEscaped::into_string)
             .concat();
         for element in ["svg", "g", "rect", "path", "line", "text", "title"] {
             let opened = page.matches(&format!("<{element} ")).count() + page.matches(&format!("<{element}>")).count();

@@ -39,6 +39,12 @@ struct Arguments {
     /// The CPU that everything happens on
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpu: usize,
+    /// Another CPU, to relay on while the first does nothing but send: the table of two cores
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "one_core")]
+    overload_cpu: usize,
+    /// Leave out the table of two cores
+    #[arg(long)]
+    one_core: bool,
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE.json")]
     json: Option<PathBuf>,
@@ -83,6 +89,7 @@ fn execute(arguments: &Arguments) -> Result<()> {
         packets: arguments.packets,
         rounds: arguments.rounds as usize,
         cpu: arguments.cpu,
+        overload_cpu: (!arguments.one_core).then_some(arguments.overload_cpu),
         realtime: true,
     };
     let began = Instant::now();

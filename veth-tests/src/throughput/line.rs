@@ -1,14 +1,19 @@
 //! A link of a system's own: whoever sends and receives at one end, what relays at the other.
 
 use std::{
+    fs,
     net::{Ipv4Addr, SocketAddrV4},
+    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use packet_lab::live::Instruments;
 
-use crate::{namespace::Namespace, wait};
+use crate::{
+    namespace::{Namespace, succeed},
+    wait,
+};
 
 /// The interface that the generator and the receiver are at.
 const WIRE: &str = "wire";
@@ -93,6 +98,20 @@ impl Line {
         self.far.command(&format!("ethtool -K {RELAYS} gro on"));
     }
 
+    /// Has the kernel receive at the far end in a thread, not wherever the sender is; the thread's id.
+    ///
+    /// # Errors
+    /// If there is no such thread afterwards.
+    pub fn receive_in_thread(&self) -> Result<u32> {
+        let before = receiving_threads()?;
+        // `ip netns exec` shows the namespace's own interfaces under /sys.
+        let switch = format!("echo 1 > /sys/class/net/{RELAYS}/threaded");
+        let arguments = ["netns", "exec", &self.far.name, "sh", "-c", &switch];
+        succeed(&switch, Command::new("ip").args(arguments).output());
+        let new = receiving_threads()?.into_iter().find(|id| !before.contains(id));
+        new.context("the kernel made no thread that receives")
+    }
+
     /// Index of the near end's interface.
     ///
     /// # Errors
@@ -102,6 +121,23 @@ impl Line {
             .run(|| nix::net::if_::if_nametoindex(WIRE))
             .context("the link's near end")
     }
+}
+
+/// The kernel's threads that receive at the end that relays, on all links.
+fn receiving_threads() -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // It may have ended meanwhile.
+        let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if name.starts_with(&format!("napi/{RELAYS}")) {
+            found.push(id);
+        }
+    }
+    Ok(found)
 }
 
 fn text(mac: [u8; 6]) -> String {

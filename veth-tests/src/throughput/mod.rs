@@ -26,7 +26,7 @@ use nix::{
 };
 use packet_lab::{
     live::{Instruments, Passage},
-    throughput::{Report, Series, Way},
+    throughput::{Overload, Report, Series, Way},
 };
 
 use self::{
@@ -67,6 +67,8 @@ pub struct Options {
     pub rounds: usize,
     /// The CPU that everything happens on.
     pub cpu: usize,
+    /// Another one, to relay on while the first does nothing but send; without, there is no overload.
+    pub overload_cpu: Option<usize>,
     /// Whether nothing else is to have the CPU meanwhile.
     pub realtime: bool,
 }
@@ -106,7 +108,22 @@ pub fn run(options: &Options, stop: &AtomicBool, progress: &mut dyn FnMut(&str))
         };
         all.extend(bench.measure(&mut subjects, stop, progress)?);
     }
+    let mut overload = Vec::new();
+    if let Some(cpu) = options.overload_cpu {
+        for subject in &mut subjects {
+            subject.move_to(cpu)?;
+        }
+        for &payload_bytes in &options.payload_bytes {
+            let mut bench = Bench {
+                instruments: &mut instruments,
+                options,
+                payload_bytes,
+            };
+            overload.extend(bench.overload(&mut subjects, stop, progress)?);
+        }
+    }
     Ok(Report {
+        overload,
         kernel: uname().map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned()),
         processor: processor(),
         load: [load_before, load()],
@@ -161,6 +178,20 @@ impl<'a> Subject<'a> {
             line,
             near_index: line.near_index()?,
         })
+    }
+
+    /// Has it relay on another CPU than the generator's: its process, or the kernel's thread for its end of the link.
+    fn move_to(&self, cpu: usize) -> Result<()> {
+        let cpu = cpu.to_string();
+        let id = match self.system.process() {
+            Some(id) => id,
+            None => self.line.receive_in_thread()?,
+        }
+        .to_string();
+        let arguments = ["--all-tasks", "--cpu-list", "--pid", &cpu, &id];
+        let moved = Command::new("taskset").args(arguments).output()?;
+        ensure!(moved.status.success(), "taskset {}: {moved:?}", arguments.join(" "));
+        Ok(())
     }
 }
 
@@ -245,12 +276,50 @@ impl Bench<'_> {
         })
     }
 
+    /// Sends to all systems in turn as fast as one CPU can, round after round, while they are on another.
+    fn overload(
+        &mut self,
+        subjects: &mut [Subject<'_>],
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<Vec<Overload>> {
+        let mut all = vec![Vec::new(); subjects.len()];
+        for round in 1..=self.options.rounds {
+            progress(&format!(
+                "{} bytes of payload, overload, round {round} of {}",
+                self.payload_bytes, self.options.rounds
+            ));
+            for (subject, rates) in subjects.iter_mut().zip(&mut all) {
+                ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+                rates.push(self.rates(subject)?);
+            }
+        }
+        let rows = subjects.iter().zip(&all).map(|(subject, rates)| {
+            let system = &subject.system;
+            Overload::new(system.name(), system.description(), self.payload_bytes, rates)
+        });
+        Ok(rows.collect())
+    }
+
+    /// Packets sent and delivered in a second, while they are being sent.
+    fn rates(&mut self, subject: &mut Subject<'_>) -> Result<[f64; 2]> {
+        let packets = self.options.packets;
+        let traffic = subject.system.traffic(Way::Uplink, self.payload_bytes, packets)?;
+        self.instruments.fill(&traffic.frames)?;
+        let (ns, passage) = self.send(subject, &traffic, BATCH)?;
+        self.settled(passage)?;
+        #[expect(clippy::cast_precision_loss, reason = "rates need no 53 bits")]
+        let delivered = passage.delivered as f64 / f64::from(packets);
+        Ok([1e9 / ns, delivered * 1e9 / ns])
+    }
+
     /// Has a system relay packets; nanoseconds for each.
     fn pass(&mut self, subject: &mut Subject<'_>, way: Way, batch: u32, packets: u32) -> Result<f64> {
         let name = subject.system.name();
         let traffic = subject.system.traffic(way, self.payload_bytes, packets)?;
         self.instruments.fill(&traffic.frames)?;
-        let passage = self.send(subject, &traffic, batch)?;
+        let (_, passage) = self.send(subject, &traffic, batch)?;
+        let passage = self.settled(passage)?;
         let (wanted, sent) = (u64::from(packets), passage.sent);
         ensure!(
             sent == wanted,
@@ -271,17 +340,21 @@ impl Bench<'_> {
         Ok(span_ns as f64 / f64::from(packets))
     }
 
-    fn send(&mut self, subject: &Subject<'_>, traffic: &Traffic, batch: u32) -> Result<Passage> {
+    /// Sends everything; the mean nanoseconds that took for each, and what has come by then.
+    fn send(&mut self, subject: &Subject<'_>, traffic: &Traffic, batch: u32) -> Result<(f64, Passage)> {
         let Self {
             instruments, options, ..
         } = self;
         let index = subject.near_index;
-        subject.line.near.run(|| -> Result<()> {
+        subject.line.near.run(|| {
             settle(options)?;
-            Ok(instruments.send(index, &traffic.frames, batch, &traffic.expected)?)
-        })?;
-        // Mostly it has all happened by now.
-        let mut passage = self.instruments.passage()?;
+            let ns = instruments.send(index, &traffic.frames, batch, &traffic.expected)?;
+            Ok((ns, instruments.passage()?))
+        })
+    }
+
+    /// What has come when nothing more does, or nothing more can.
+    fn settled(&self, mut passage: Passage) -> Result<Passage> {
         let mut last_came = Instant::now();
         while passage.delivered < passage.sent && last_came.elapsed() < PATIENCE {
             thread::sleep(Duration::from_millis(1));

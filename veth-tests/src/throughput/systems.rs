@@ -55,6 +55,11 @@ pub trait System {
         false
     }
 
+    /// Its process, if packets go through one.
+    fn process(&self) -> Option<u32> {
+        None
+    }
+
     /// Packets that have not been sent before, where that matters.
     ///
     /// # Errors
@@ -284,6 +289,10 @@ impl System for LumenLink<'_> {
         self.mode == Mode::Userspace
     }
 
+    fn process(&self) -> Option<u32> {
+        (self.mode == Mode::Userspace).then(|| self.relay.process_id())
+    }
+
     fn ways(&self) -> &'static [Way] {
         match self.mode {
             Mode::Native => &[Way::Uplink, Way::Downlink],
@@ -429,6 +438,10 @@ impl System for Socat {
         true
     }
 
+    fn process(&self) -> Option<u32> {
+        Some(self.process.0.id())
+    }
+
     fn traffic(&mut self, _way: Way, payload_bytes: usize, packets: u32) -> Result<Traffic> {
         ensure!(!self.process.has_ended()?, "socat has ended");
         let sent = frame(CLIENT, LISTENER, payload(payload_bytes));
@@ -492,6 +505,10 @@ impl System for Coturn<'_> {
         true
     }
 
+    fn process(&self) -> Option<u32> {
+        Some(self.process.0.id())
+    }
+
     fn traffic(&mut self, _way: Way, payload_bytes: usize, packets: u32) -> Result<Traffic> {
         ensure!(!self.process.has_ended()?, "coturn has ended");
         // Keeps the channel and its permission, which end after minutes.
@@ -504,7 +521,7 @@ impl System for Coturn<'_> {
 /// Waits until somebody has a UDP socket at this port.
 fn wait_for_socket(line: &Line, port: u16) -> Result<()> {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    let wanted = format!("{}:{port}", RELAY_IP);
+    let wanted = format!("{RELAY_IP}:{port}");
     while std::time::Instant::now() < deadline {
         if line
             .far

@@ -18,6 +18,7 @@ fn options(systems: &[&str]) -> Options {
         packets: 500,
         rounds: 2,
         cpu: 0,
+        overload_cpu: None,
         realtime: false,
     }
 }
