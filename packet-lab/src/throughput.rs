@@ -389,3 +389,70 @@ fn bar(row: &Row) -> Option<Bar> {
         met: at_most.is_none_or(|most| ratio <= most) && at_least.is_none_or(|least| ratio >= least),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(system: &'static str, way: Way, whole_ns: [f64; 3], generator_ns: [f64; 3]) -> Series {
+        Series {
+            system,
+            description: system,
+            way,
+            payload_bytes: 64,
+            batch: 64,
+            whole_ns: whole_ns.to_vec(),
+            generator_ns: generator_ns.to_vec(),
+        }
+    }
+
+    #[test]
+    fn costs_are_without_the_generator_and_compared_round_by_round() {
+        // The second round was twice as slow for everybody: it must not show in the ratios.
+        let generator = [50.0, 100.0, 50.0];
+        let nat = series(BARE_NAT, Way::Uplink, [150.0, 300.0, 150.0], generator);
+        let relay = series(RELAY, Way::Uplink, [170.0, 340.0, 175.0], generator);
+        let report = Report::new(&[nat, relay]);
+        assert_eq!(report.generator_ns, 50.0);
+        let [nat, relay] = &report.rows[..] else {
+            panic!("{report:?}")
+        };
+        assert_eq!((nat.ns, nat.range_ns, nat.whole_ns), (100.0, [100.0, 200.0], 150.0));
+        assert_eq!((nat.bare_nat, relay.relay), (Some(1.0), Some(1.0)));
+        assert_eq!((relay.bare_nat, relay.whole[0]), (Some(1.2), Some(340.0 / 300.0)));
+        assert_eq!(nat.relay.map(|ratio| (ratio * 120.0).round()), Some(100.0));
+        assert_eq!((nat.packets_per_second(), nat.gbit_per_second()), (1e7, 5.12));
+    }
+
+    #[test]
+    fn a_bar_is_met_on_the_right_side_of_it_only() {
+        let of = |system, ns: f64| series(system, Way::Uplink, [ns; 3], [0.0; 3]);
+        let report = Report::new(&[
+            of(BARE_NAT, 100.0),
+            of(RELAY, 135.0),
+            of("nftables", 607.0),
+            of("coturn", 1_080.0),
+            of("socat", 2_699.0),
+        ]);
+        let met: Vec<(&str, bool)> = report.bars.iter().map(|bar| (bar.system.as_str(), bar.met)).collect();
+        assert_eq!(
+            met,
+            [(RELAY, true), ("nftables", false), ("coturn", true), ("socat", false)]
+        );
+        assert!(!Report::new(&[of(BARE_NAT, 100.0), of(RELAY, 135.1)]).bars[0].met);
+        assert!(
+            report
+                .text()
+                .contains("NOT MET   64 bytes, uplink: socat costs 19.99 × relay_native")
+        );
+    }
+
+    #[test]
+    fn what_has_nothing_to_be_compared_with_is_not() {
+        let down = series(RELAY, Way::Downlink, [2.0; 3], [1.0; 3]);
+        let up = series(BARE_NAT, Way::Uplink, [2.0; 3], [1.0; 3]);
+        let report = Report::new(&[down, up]);
+        assert_eq!((report.rows[0].bare_nat, report.rows[1].relay), (None, None));
+        assert!(report.bars.is_empty());
+    }
+}

@@ -505,7 +505,8 @@ mod tests {
                 values: vec![1, 2],
             }],
         };
-        let page = [bars.render(), columns.render(), stack.render()]
+        let image = image("bars", std::slice::from_ref(&bars));
+        let page = [bars.render(), columns.render(), stack.render(), image]
             .map(PreEscaped::into_string)
             .concat();
         for element in ["svg", "g", "rect", "path", "line", "text", "title"] {

@@ -135,3 +135,38 @@ fn address(value: &[u8]) -> Option<SocketAddrV4> {
     let ip = u32::from_be_bytes([c, d, e, f]) ^ MAGIC;
     Some(SocketAddrV4::new(Ipv4Addr::from_bits(ip), port))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 5769, 2.2.
+    const XORED: [u8; 8] = [0, 1, 0xa1, 0x47, 0xe1, 0x12, 0xa6, 0x43];
+
+    #[test]
+    fn an_address_is_xored_as_in_the_test_vector() {
+        let plain = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 32_853);
+        assert_eq!(xor_address(plain), XORED);
+        assert_eq!(address(&XORED), Some(plain));
+        assert_eq!(address(&XORED[..7]), None);
+    }
+
+    #[test]
+    fn an_attribute_is_found_behind_a_padded_one_and_not_in_a_message_that_is_cut() {
+        let message = [
+            &[0x80, 0x22, 0, 5, b'c', b'o', b't', b'u', b'r', 0, 0, 0],
+            &[0, 0x16, 0, 8][..],
+            &XORED,
+        ]
+        .concat();
+        assert_eq!(attribute(&message, XOR_RELAYED_ADDRESS), Some(&XORED[..]));
+        for cut in 0..message.len() {
+            assert_eq!(attribute(&message[..cut], XOR_RELAYED_ADDRESS), None, "{cut}");
+        }
+    }
+
+    #[test]
+    fn channel_data_has_the_channel_and_the_length_before_it() {
+        assert_eq!(channel_data(&[7, 8, 9]), [0x40, 0, 0, 3, 7, 8, 9]);
+    }
+}
