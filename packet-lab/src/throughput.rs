@@ -413,7 +413,7 @@ mod tests {
         let nat = series(BARE_NAT, Way::Uplink, [150.0, 300.0, 150.0], generator);
         let relay = series(RELAY, Way::Uplink, [170.0, 340.0, 175.0], generator);
         let report = Report::new(&[nat, relay]);
-        assert_eq!(report.generator_ns, 50.0);
+        assert_eq!((report.generator_ns, report.rounds), (50.0, 3));
         let [nat, relay] = &report.rows[..] else {
             panic!("{report:?}")
         };
