@@ -38,6 +38,8 @@ use self::{
 const BATCH: u32 = 64;
 /// How long nothing has to come until what is missing is taken for lost.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The same where most is lost anyhow, and only nothing may be left on the way.
+const DRAIN: Duration = Duration::from_millis(50);
 /// Real-time priority of the generator. What relays in a process is above it.
 const GENERATOR_PRIORITY: &str = "50";
 const PROCESS_PRIORITY: &str = "51";
@@ -81,6 +83,11 @@ pub struct Options {
 /// # Panics
 /// If a namespace or a link cannot be made, with what was tried.
 pub fn run(options: &Options, stop: &AtomicBool, progress: &mut dyn FnMut(&str)) -> Result<Report> {
+    ensure!(
+        options.overload_cpu != Some(options.cpu),
+        "overload takes two CPUs: CPU {} cannot both send and relay",
+        options.cpu
+    );
     let load_before = load();
     let mut instruments = Instruments::load()?;
     progress("making the links");
@@ -307,7 +314,7 @@ impl Bench<'_> {
         let traffic = subject.system.traffic(Way::Uplink, self.payload_bytes, packets)?;
         self.instruments.fill(&traffic.frames)?;
         let (ns, passage) = self.send(subject, &traffic, BATCH)?;
-        self.settled(passage)?;
+        self.settled(passage, DRAIN)?;
         #[expect(clippy::cast_precision_loss, reason = "rates need no 53 bits")]
         let delivered = passage.delivered as f64 / f64::from(packets);
         Ok([1e9 / ns, delivered * 1e9 / ns])
@@ -319,7 +326,7 @@ impl Bench<'_> {
         let traffic = subject.system.traffic(way, self.payload_bytes, packets)?;
         self.instruments.fill(&traffic.frames)?;
         let (_, passage) = self.send(subject, &traffic, batch)?;
-        let passage = self.settled(passage)?;
+        let passage = self.settled(passage, PATIENCE)?;
         let (wanted, sent) = (u64::from(packets), passage.sent);
         ensure!(
             sent == wanted,
@@ -353,10 +360,10 @@ impl Bench<'_> {
         })
     }
 
-    /// What has come when nothing more does, or nothing more can.
-    fn settled(&self, mut passage: Passage) -> Result<Passage> {
+    /// What has come when nothing more does for so long, or nothing more can.
+    fn settled(&self, mut passage: Passage, patience: Duration) -> Result<Passage> {
         let mut last_came = Instant::now();
-        while passage.delivered < passage.sent && last_came.elapsed() < PATIENCE {
+        while passage.delivered < passage.sent && last_came.elapsed() < patience {
             thread::sleep(Duration::from_millis(1));
             let now = self.instruments.passage()?;
             if now != passage {

@@ -80,6 +80,37 @@ fn a_bench_that_is_interrupted_ends_with_an_error() {
     assert_eq!(ended.expect_err("it was to stop").to_string(), "interrupted");
 }
 
+#[test]
+fn a_bench_in_overload_says_what_was_sent_and_what_arrived() {
+    if !can_run("the bench of relays") {
+        return;
+    }
+    let two = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).expect("this process has CPUs");
+    if !(two.is_set(0).unwrap_or(false) && two.is_set(1).unwrap_or(false)) {
+        eprintln!("skipped: overload takes two CPUs");
+        return;
+    }
+    let mut options = options(&["bare_nat"]);
+    options.payload_bytes = vec![64];
+    options.overload_cpu = Some(1);
+    let report = run(&options, &AtomicBool::new(false), &mut |_| {}).unwrap_or_else(|error| panic!("{error:#}"));
+    let [row] = &report.overload[..] else {
+        panic!("{report:?}")
+    };
+    assert_eq!((row.system.as_str(), row.payload_bytes), ("bare_nat", 64));
+    assert!(
+        row.sent_per_second > 0.0 && row.delivered_per_second <= row.sent_per_second,
+        "{row:?}"
+    );
+    assert!(report.text().contains("two cores"), "{}", report.text());
+    options.overload_cpu = Some(options.cpu);
+    let error = run(&options, &AtomicBool::new(false), &mut |_| {}).expect_err("one CPU cannot be two");
+    assert!(
+        error.to_string().contains("CPU 0 cannot both send and relay"),
+        "{error}"
+    );
+}
+
 /// A packet that the reference does not relay is a loss that the bench does not overlook.
 #[test]
 fn a_bench_in_which_packets_are_lost_fails_and_says_how_many_arrived() {
