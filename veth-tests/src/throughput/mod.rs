@@ -118,7 +118,7 @@ pub fn run(options: &Options, stop: &AtomicBool, progress: &mut dyn FnMut(&str))
     let mut overload = Vec::new();
     if let Some(cpu) = options.overload_cpu {
         for subject in &mut subjects {
-            subject.move_to(cpu)?;
+            subject.move_to(cpu, options)?;
         }
         for &payload_bytes in &options.payload_bytes {
             let mut bench = Bench {
@@ -188,7 +188,7 @@ impl<'a> Subject<'a> {
     }
 
     /// Has it relay on another CPU than the generator's: its process, or the kernel's thread for its end of the link.
-    fn move_to(&self, cpu: usize) -> Result<()> {
+    fn move_to(&self, cpu: usize, options: &Options) -> Result<()> {
         let cpu = cpu.to_string();
         let id = match self.system.process() {
             Some(id) => id,
@@ -198,6 +198,9 @@ impl<'a> Subject<'a> {
         let arguments = ["--all-tasks", "--cpu-list", "--pid", &cpu, &id];
         let moved = Command::new("taskset").args(arguments).output()?;
         ensure!(moved.status.success(), "taskset {}: {moved:?}", arguments.join(" "));
+        if options.realtime {
+            prefer(&id, PROCESS_PRIORITY)?;
+        }
         Ok(())
     }
 }
@@ -411,12 +414,21 @@ fn settle(options: &Options) -> Result<()> {
     cpu.set(options.cpu)?;
     sched_setaffinity(Pid::from_raw(0), &cpu).with_context(|| format!("moving to CPU {}", options.cpu))?;
     if options.realtime {
-        let thread = gettid().to_string();
-        let status = Command::new("chrt")
-            .args(["--fifo", "--pid", GENERATOR_PRIORITY, &thread])
-            .status()?;
-        ensure!(status.success(), "no real-time priority here: it takes CAP_SYS_NICE");
+        prefer(&gettid().to_string(), GENERATOR_PRIORITY)?;
     }
+    Ok(())
+}
+
+/// Gives a thread a real-time priority.
+fn prefer(thread: &str, priority: &str) -> Result<()> {
+    let given = Command::new("chrt")
+        .args(["--fifo", "--pid", priority, thread])
+        .output()?;
+    ensure!(
+        given.status.success(),
+        "no real-time priority here, which takes CAP_SYS_NICE: {}",
+        String::from_utf8_lossy(&given.stderr)
+    );
     Ok(())
 }
 
