@@ -279,7 +279,14 @@ impl Oracle {
             return Err(Reason::TtlExpired);
         }
         if sent_bytes(user.to.ip(), payload) > usize::from(next_hop.mtu) {
-            return self.too_big(now_ns, interface, packet, user.to, next_hop.mtu, datagram.len() - payload.len());
+            return self.too_big(
+                now_ns,
+                interface,
+                packet,
+                user.to,
+                next_hop.mtu,
+                datagram.len() - payload.len(),
+            );
         }
         if is_too_long_to_sum(packet, user.to, payload) {
             return Err(Reason::TooBig);
