@@ -75,7 +75,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     if packet.ip.hop_limit() <= 1 {
         return Err(Reason::TtlExpired);
     }
-    let interface = settings.interface(client.interface);
+    let interface = platform.interface(client.interface);
     let envelope = Envelope {
         ip: Rewrite {
             source: listener.address,

@@ -62,8 +62,7 @@ pub fn answer<F: Frame, P: Platform>(frame: &mut F, platform: &P, mtu: usize) ->
     } else {
         answer_v6(frame, platform, at, mtu)?;
     }
-    let settings = platform.settings();
-    let interface = settings.interface(settings.number_of_ingress(frame));
+    let interface = platform.interface(platform.number_of_ingress(frame));
     let sender = ethernet::source(frame)?;
     ethernet::emit(frame, sender, interface.mac, ethertype)
 }

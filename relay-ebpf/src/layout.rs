@@ -9,7 +9,7 @@ use core::{mem::offset_of, sync::atomic::AtomicU64};
 
 use crate::{
     platform::Memory,
-    wire::{Address, Be16, Frame, Mac},
+    wire::{Address, Be16, Mac},
 };
 
 /// Grows when the meaning or size of anything in a pinned map changes.
@@ -171,42 +171,11 @@ impl Settings {
         self
     }
 
-    /// Whether there are several interfaces.
+    /// Whether a [`Platform`](crate::platform::Platform) that is `PLAIN` decides the same.
     #[inline(always)]
     #[must_use]
-    pub fn has_several_interfaces(&self) -> bool {
-        self.interface_count > 1
-    }
-
-    /// The interface with this number.
-    #[inline(always)]
-    #[must_use]
-    pub fn interface(&self, number: u8) -> &Interface {
-        if self.has_several_interfaces() {
-            // Masked, not compared: the verifier follows the mask.
-            &self.interfaces[number as usize % MAX_INTERFACES]
-        } else {
-            &self.interfaces[0]
-        }
-    }
-
-    /// The number of the interface that a frame came in by; that of the first if it is none of them.
-    #[inline(always)]
-    #[must_use]
-    pub fn number_of_ingress<F: Frame>(&self, frame: &F) -> u8 {
-        if !self.has_several_interfaces() {
-            return 0;
-        }
-        let index = frame.interface_index();
-        for (number, interface) in self.interfaces.iter().enumerate().skip(1) {
-            if number >= self.interface_count as usize {
-                break;
-            }
-            if interface.index == index {
-                return number as u8;
-            }
-        }
-        0
+    pub const fn is_plain(&self) -> bool {
+        self.interface_count <= 1 && self.option_carrier == option_carrier::OFF
     }
 }
 

@@ -106,7 +106,7 @@ fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P) -> Deci
         return UNRELATED;
     };
     let settings = platform.settings();
-    let interface = settings.number_of_ingress(frame);
+    let interface = platform.number_of_ingress(frame);
     let (direction, fate) = if let Some((listener, index)) = listener(settings, &packet) {
         let fate = uplink::process(frame, platform, &packet, listener, index, interface);
         (Direction::Uplink, fate)
@@ -116,7 +116,7 @@ fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P) -> Deci
         return UNRELATED;
     };
     let redirect = match fate {
-        Fate::Sent { interface: egress, .. } if settings.has_several_interfaces() && egress != interface => {
+        Fate::Sent { interface: egress, .. } if platform.has_several_interfaces() && egress != interface => {
             Some(egress)
         }
         _ => None,

@@ -100,20 +100,29 @@ static LAYOUT: Array<u32> = Array::with_max_entries(1, 0);
 #[xdp]
 #[inline(always)]
 pub fn relay(ctx: XdpContext) -> u32 {
-    let platform = Kernel::new();
+    // One of the two is gone once the program is loaded.
+    if settings().is_plain() {
+        run(&ctx, &Kernel::<true>::new())
+    } else {
+        run(&ctx, &Kernel::<false>::new())
+    }
+}
+
+#[inline(always)]
+fn run<const PLAIN: bool>(ctx: &XdpContext, platform: &Kernel<PLAIN>) -> u32 {
     let timer = Timer::start(platform.settings);
-    let mut frame = PacketFrame::new(&ctx);
+    let mut frame = PacketFrame::new(ctx);
     let bytes = frame.bytes() as u64;
     let Decision {
         direction,
         fate,
         redirect: port,
-    } = decide(&mut frame, &platform);
+    } = decide(&mut frame, platform);
     let reason = fate.reason();
     let nth = count(reason.counter(direction), bytes);
     let mut verdict = reason.verdict(platform.settings.drop_unmatched != 0, port.is_some());
     if let Verdict::Drop = verdict {
-        report(&ctx, &platform, reason as u8, direction as u8, bytes, nth);
+        report(ctx, platform, reason as u8, direction as u8, bytes, nth);
     }
     if let Fate::TooBig { mtu } = fate
         && answer(ctx.ctx, mtu)
@@ -154,7 +163,7 @@ pub fn relay_clock(ctx: XdpContext) -> u32 {
 #[inline(never)]
 fn answer(ctx: *mut xdp_md, mtu: usize) -> bool {
     let ctx = XdpContext::new(ctx);
-    errors::answer(&mut PacketFrame::new(&ctx), &Kernel::new(), mtu).is_some()
+    errors::answer(&mut PacketFrame::new(&ctx), &Kernel::<false>::new(), mtu).is_some()
 }
 
 /// Counts the packet, and returns how many like it this CPU counted before.
@@ -174,8 +183,8 @@ fn count(counter: u32, bytes: u64) -> u64 {
 
 /// Sends a sampled drop to the control process. A full ring loses it: drops are counted, events are samples.
 #[inline(always)]
-fn report(ctx: &XdpContext, platform: &Kernel, reason: u8, direction: u8, bytes: u64, nth: u64) {
-    let sample = platform.settings.event_sample as u64;
+fn report(ctx: &XdpContext, platform: &impl Platform, reason: u8, direction: u8, bytes: u64, nth: u64) {
+    let sample = platform.settings().event_sample as u64;
     if sample == 0 || nth & (sample - 1) != 0 {
         return;
     }
@@ -286,19 +295,23 @@ fn bucket(took: u64) -> usize {
     }
 }
 
+#[inline(always)]
+fn settings() -> &'static Settings {
+    // Opaque, or the compiler takes the zeros above for granted; the loader replaces them.
+    let settings = opaque((&raw const SETTINGS).cast_mut());
+    // SAFETY: points to SETTINGS, which is not written while the program is loaded.
+    unsafe { &*settings }
+}
+
 /// The maps, the clock and the atomics of the kernel.
-struct Kernel {
+struct Kernel<const PLAIN: bool> {
     settings: &'static Settings,
 }
 
-impl Kernel {
+impl<const PLAIN: bool> Kernel<PLAIN> {
     #[inline(always)]
     fn new() -> Self {
-        // Opaque, or the compiler takes the zeros above for granted; the loader replaces them.
-        let settings = opaque((&raw const SETTINGS).cast_mut());
-        // SAFETY: points to SETTINGS, which is not written while the program is loaded.
-        let settings = unsafe { &*settings };
-        Self { settings }
+        Self { settings: settings() }
     }
 
     #[inline(always)]
@@ -307,7 +320,9 @@ impl Kernel {
     }
 }
 
-impl Platform for Kernel {
+impl<const PLAIN: bool> Platform for Kernel<PLAIN> {
+    const PLAIN: bool = PLAIN;
+
     #[inline(always)]
     fn settings(&self) -> &Settings {
         self.settings
@@ -365,7 +380,7 @@ struct AlignedKey {
     address: [u64; 2],
 }
 
-impl Memory for Kernel {
+impl<const PLAIN: bool> Memory for Kernel<PLAIN> {
     #[inline(always)]
     fn load(&self, cell: &AtomicU64) -> u64 {
         // SAFETY: the word lives as long as its map; a read of 64 aligned bits is never torn.

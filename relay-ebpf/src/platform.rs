@@ -4,8 +4,8 @@
 use core::sync::atomic::AtomicU64;
 
 use crate::{
-    layout::{DestinationEntry, Settings, SlotEntry},
-    wire::Address,
+    layout::{DestinationEntry, Interface, MAX_INTERFACES, Settings, SlotEntry, option_carrier},
+    wire::{Address, Frame},
 };
 
 /// How often a compare-and-swap is tried again before a packet is given up: each try fails only when another CPU
@@ -43,6 +43,11 @@ pub trait Memory {
 
 /// The machine: the kernel for the XDP program, vectors for the host.
 pub trait Platform: Memory {
+    /// Whether there is one interface, and no token travels in an IPv4 option: known when the program is compiled, so that
+    /// what most relays have no use for is not in the way of their packets. Only with settings that are
+    /// [plain](Settings::is_plain).
+    const PLAIN: bool = false;
+
     /// The load-time settings.
     fn settings(&self) -> &Settings;
 
@@ -63,4 +68,47 @@ pub trait Platform: Memory {
 
     /// Whether a prefix of the blocklist covers this address.
     fn is_blocked(&self, address: Address) -> bool;
+
+    /// Whether there are several interfaces.
+    #[inline(always)]
+    fn has_several_interfaces(&self) -> bool {
+        !Self::PLAIN && self.settings().interface_count > 1
+    }
+
+    /// The interface with this number.
+    #[inline(always)]
+    fn interface(&self, number: u8) -> &Interface {
+        let interfaces = &self.settings().interfaces;
+        if self.has_several_interfaces() {
+            // Masked, not compared: the verifier follows the mask.
+            &interfaces[number as usize % MAX_INTERFACES]
+        } else {
+            &interfaces[0]
+        }
+    }
+
+    /// The number of the interface that a frame came in by; that of the first if it is none of them.
+    #[inline(always)]
+    fn number_of_ingress<F: Frame>(&self, frame: &F) -> u8 {
+        if !self.has_several_interfaces() {
+            return 0;
+        }
+        let settings = self.settings();
+        let index = frame.interface_index();
+        for (number, interface) in settings.interfaces.iter().enumerate().skip(1) {
+            if number >= settings.interface_count as usize {
+                break;
+            }
+            if interface.index == index {
+                return number as u8;
+            }
+        }
+        0
+    }
+
+    /// Whether tokens may travel in an IPv4 option: see [`option_carrier`].
+    #[inline(always)]
+    fn has_option_carrier(&self) -> bool {
+        !Self::PLAIN && self.settings().option_carrier != option_carrier::OFF
+    }
 }

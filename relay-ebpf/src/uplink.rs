@@ -47,7 +47,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         return Err(Reason::Fragment);
     }
     let bytes = packet.payload_bytes(frame).ok_or(Reason::Truncated)?;
-    let carrier = Carrier::find(frame, packet, settings)?;
+    let carrier = Carrier::find(frame, platform, packet)?;
     let payload = bytes.checked_sub(carrier.taken()).ok_or(Reason::Truncated)?;
     let travelled: [u64; 3] = frame.read(carrier.token_at(packet)).ok_or(Reason::Truncated)?;
     let token = open(travelled, listener);
@@ -98,7 +98,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         client.store(platform, state, token.pn(), generation);
     }
     if payload == 0 {
-        let reason = reflect(frame, packet, mac, settings.interface(interface).mac, carrier)?;
+        let reason = reflect(frame, packet, mac, platform.interface(interface).mac, carrier)?;
         return Ok(Fate::Sent { reason, interface });
     }
     let (envelope, next_hop) = address(platform, packet, &user, payload, carrier, travelled)?;
@@ -125,8 +125,8 @@ enum Carrier {
 
 impl Carrier {
     #[inline(always)]
-    fn find<F: Frame, I: Ip>(frame: &F, packet: &Packet<I>, settings: &Settings) -> Result<Self, Reason> {
-        if !I::IS_V4 || settings.option_carrier == option_carrier::OFF {
+    fn find<F: Frame, P: Platform, I: Ip>(frame: &F, platform: &P, packet: &Packet<I>) -> Result<Self, Reason> {
+        if !I::IS_V4 || !platform.has_option_carrier() {
             return Ok(Self::Udp);
         }
         let found = packet
@@ -134,7 +134,7 @@ impl Carrier {
             .option(frame, packet.ip_offset, token::OPTION_TYPE, token::OPTION_BYTES);
         match found {
             Search::Found(at) => Ok(Self::Option(at)),
-            Search::Absent if settings.option_carrier == option_carrier::ALSO => Ok(Self::Udp),
+            Search::Absent if platform.settings().option_carrier == option_carrier::ALSO => Ok(Self::Udp),
             Search::Absent | Search::Malformed => Err(Reason::Truncated),
         }
     }
@@ -200,7 +200,7 @@ fn address<P: Platform, I: Ip>(
     let destination = platform.destination(user.destination).ok_or(unresolved)?;
     let (address, port) = destination.endpoint(platform);
     let source = egress(settings, user, address).ok_or(unresolved)?;
-    let next_hop = if settings.has_several_interfaces() {
+    let next_hop = if platform.has_several_interfaces() {
         destination.next_hop(platform)
     } else {
         destination.next_hop_of_one_interface(platform)
@@ -219,7 +219,7 @@ fn address<P: Platform, I: Ip>(
         source_port: user.egress_port,
         destination_port: port,
         next_hop: next_hop.mac,
-        mac: settings.interface(next_hop.interface).mac,
+        mac: platform.interface(next_hop.interface).mac,
         strip: carrier.taken() as usize,
         stripped: carrier.change(travelled),
     };
