@@ -188,15 +188,13 @@ fn report(ctx: &XdpContext, platform: &impl Platform, reason: u8, direction: u8,
     if sample == 0 || nth & (sample - 1) != 0 {
         return;
     }
-    let captured = if bytes > EVENT_BYTES as u64 {
-        EVENT_BYTES as u64
-    } else {
-        bytes
-    };
-    // Never so, since a frame has a header; but the verifier does not know, and the helper takes no 0.
-    if captured == 0 {
-        return;
-    }
+    // The helper takes no 0, and the verifier has to see that this is none (no frame is empty) and at most `EVENT_BYTES`.
+    // By a mask that the compiler cannot take away: where it compares, the verifier of Linux 6.1 loses track of a copy.
+    const { assert!(EVENT_BYTES.is_power_of_two()) };
+    let mut last = bytes.min(EVENT_BYTES as u64).wrapping_sub(1);
+    // SAFETY: arithmetic in a register.
+    unsafe { asm!("{0} &= {1}", inout(reg) last, const EVENT_BYTES - 1, options(pure, nomem, nostack, preserves_flags)) };
+    let captured = last + 1;
     let Some(mut entry) = EVENTS.reserve::<DropEvent>(0) else {
         return;
     };
@@ -482,6 +480,11 @@ impl Frame for PacketFrame<'_> {
     }
 
     #[inline(always)]
+    fn unknown(&self, number: usize) -> usize {
+        opaque(number as *mut u8) as usize
+    }
+
+    #[inline(always)]
     fn move_start(&mut self, bytes: isize) -> Option<()> {
         // SAFETY: the context is the program's own. All pointers into the packet are derived anew afterwards.
         let result = unsafe { bpf_xdp_adjust_head(self.ctx.ctx, bytes as i32) };
@@ -491,7 +494,7 @@ impl Frame for PacketFrame<'_> {
     #[inline(always)]
     fn truncate(&mut self, bytes: usize) -> Option<()> {
         // Opaque, or the compiler subtracts from the end, which the verifier does not let it do.
-        let surplus = opaque(self.bytes() as *mut u8) as i32 - bytes as i32;
+        let surplus = self.unknown(self.bytes()) as i32 - bytes as i32;
         if surplus < 0 {
             return None;
         }

@@ -206,6 +206,14 @@ pub trait Frame {
     /// The kernel's index of the interface that it came in by.
     fn interface_index(&self) -> u32;
 
+    /// The same number, of which the compiler knows nothing: a check of it then stays in the program, where the kernel's
+    /// verifier sees it.
+    #[inline(always)]
+    #[must_use]
+    fn unknown(&self, number: usize) -> usize {
+        number
+    }
+
     /// Reads the words at `offset`, `None` if any of them is past the end.
     fn read<W: Word>(&self, offset: usize) -> Option<W>;
 
