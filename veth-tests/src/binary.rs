@@ -8,15 +8,18 @@ use std::{
 };
 
 const NAME: &str = "lumenlink-relay";
+/// Names the binary to test, where there is no cargo to build it.
+const UNDER_TEST: &str = "LUMENLINK_RELAY_UNDER_TEST";
 
-/// The binary `lumenlink-relay`, of the profile that the tests are built in and from the sources as they are now.
+/// The binary `lumenlink-relay`, of the profile that the tests are built in and from the sources as they are now; that
+/// which `LUMENLINK_RELAY_UNDER_TEST` names, if it is set.
 ///
 /// # Panics
 /// If cargo cannot build it.
 #[must_use]
 pub fn relay() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(build)
+    PATH.get_or_init(|| env::var_os(UNDER_TEST).map_or_else(build, PathBuf::from))
 }
 
 /// Cargo tells a test where the binaries of its own package are, not those of others: it is asked to build this one,
