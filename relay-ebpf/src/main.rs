@@ -193,7 +193,9 @@ fn report(ctx: &XdpContext, platform: &impl Platform, reason: u8, direction: u8,
     const { assert!(EVENT_BYTES.is_power_of_two()) };
     let mut last = bytes.min(EVENT_BYTES as u64).wrapping_sub(1);
     // SAFETY: arithmetic in a register.
-    unsafe { asm!("{0} &= {1}", inout(reg) last, const EVENT_BYTES - 1, options(pure, nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("{0} &= {1}", inout(reg) last, const EVENT_BYTES - 1, options(pure, nomem, nostack, preserves_flags))
+    };
     let captured = last + 1;
     let Some(mut entry) = EVENTS.reserve::<DropEvent>(0) else {
         return;
