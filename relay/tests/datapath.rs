@@ -13,9 +13,13 @@ use lumenlink_relay::{
         Datapath, DatapathError, PublishedUser,
         attach::{AttachError, Pins},
         interface::Interface,
+        program::{LoadOptions, Loaded},
     },
 };
-use relay_ebpf::verdict::{Direction, Reason};
+use relay_ebpf::{
+    layout::{Settings, option_carrier},
+    verdict::{Direction, Reason},
+};
 
 use namespaces::{Bpffs, Namespace, can_run, config, wait_for};
 
@@ -32,6 +36,43 @@ fn user(slot: u32) -> PublishedUser {
 }
 
 const KEY: Option<[u8; 16]> = Some([7; 16]);
+
+/// What is off is removed when the program is loaded, so each set of options is another program to the verifier.
+#[test]
+fn the_program_loads_whatever_is_on_and_off() {
+    if !can_run("loading the program") {
+        return;
+    }
+    for bits in 0..16_u8 {
+        let [several, protected, sampling, dual] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
+        for carrier in [option_carrier::OFF, option_carrier::ALSO, option_carrier::ALONE] {
+            let mut settings = Settings {
+                tick_ns: 4_000_000,
+                max_users: 16,
+                max_destinations: 16,
+                listener_count: if dual { 8 } else { 1 },
+                egress_v4_count: if dual { 32 } else { 1 },
+                egress_v6_count: if dual { 32 } else { 0 },
+                first_egress_port: 10_000,
+                egress_ports: 8,
+                drop_unmatched: u32::from(dual),
+                latency_sample: if sampling { 1_024 } else { 0 },
+                event_sample: if sampling { 64 } else { 0 },
+                interface_count: if several { 8 } else { 1 },
+                option_carrier: carrier,
+                ..Settings::default().with_icmp_limit(if sampling { 1_000 } else { 0 })
+            };
+            for listener in &mut settings.listeners {
+                listener.protected = u8::from(protected);
+                listener.address = IpAddr::from([192, 0, 2, 1]).into();
+            }
+            let options = LoadOptions { settings, pins: None };
+            if let Err(error) = Loaded::new(&options) {
+                panic!("{several} {protected} {sampling} {dual} {carrier}: {error}");
+            }
+        }
+    }
+}
 
 #[test]
 fn a_hundred_thousand_users_are_published_in_under_100_ms_and_kept_at_the_next_publication() {
