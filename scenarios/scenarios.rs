@@ -6,8 +6,8 @@ use std::{
 };
 
 use packet_lab::scenario::{
-    BackendKind::{self, Host, Kernel, Oracle, Veth},
-    Kept, Options, Outcome, Scenario, missing, run, snapshot,
+    BackendKind::{self, Host, Kernel, Oracle, Userspace, Veth},
+    Kept, Options, Outcome, Scenario, misfit, missing, run, snapshot,
 };
 use rstest::rstest;
 
@@ -17,13 +17,13 @@ const OUT: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/scenarios");
 #[rstest]
 fn scenario(
     #[files("../scenarios/**/scenario.toml")] path: PathBuf,
-    #[values(Host, Oracle, Kernel, Veth)] backend: BackendKind,
+    #[values(Host, Oracle, Kernel, Veth, Userspace)] backend: BackendKind,
 ) {
     let scenario = Scenario::load(&path).unwrap_or_else(|error| panic!("{error}"));
     if !scenario.backends().contains(&backend) {
         return;
     }
-    if let Some(why) = missing(backend) {
+    if let Some(why) = missing(backend).or_else(|| misfit(&scenario, backend)) {
         // Past the capture of test output: a skip is to be seen.
         let _ = writeln!(
             std::io::stderr(),

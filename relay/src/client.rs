@@ -27,6 +27,7 @@ use serde::Serialize;
 use tokio::net::UdpSocket;
 
 use self::batch::Batch;
+pub(crate) use self::batch::socket_address;
 use crate::grant::{Grant, Secret};
 
 /// Bytes of the largest UDP payload.

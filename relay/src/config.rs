@@ -23,7 +23,10 @@ pub const DEFAULT_FILE: &str = "/etc/lumenlink/relay.toml";
 
 /// Every key, `section.name`, and what it says.
 pub const KEYS: [(&str, &str); 21] = [
-    ("interface", "Where packets arrive and leave, NAME,… [default: eth0]"),
+    (
+        "interface",
+        "Where packets arrive and leave, NAME,… [default: eth0; in userspace mode any]",
+    ),
     (
         "listen",
         "Where clients send to, ADDRESS:PORT,… [default: the interface's addresses, port 4500]",
@@ -76,7 +79,10 @@ pub const KEYS: [(&str, &str); 21] = [
         "limits.icmp_per_second",
         "ICMP messages that the relay sends, to all together; 0 for none [default: 1000]",
     ),
-    ("xdp.mode", "auto, native or generic [default: auto]"),
+    (
+        "xdp.mode",
+        "auto, native, generic, or userspace: without XDP and root [default: auto]",
+    ),
     ("xdp.persist", "Keep forwarding without the process [default: false]"),
     (
         "xdp.pin_dir",
@@ -91,6 +97,9 @@ pub const RATES: std::ops::RangeInclusive<u32> = 1..=10_000_000;
 pub const ICMP_RATES: std::ops::RangeInclusive<u32> = 0..=1_000_000;
 /// Packets that a user may be given to send at once.
 pub const BURSTS: std::ops::RangeInclusive<u32> = 1..=1_000_000;
+
+/// What `interface` is in userspace mode unless it is given: packets come and go by whichever the kernel routes by.
+pub const ANY_INTERFACE: &str = "any";
 
 const DEFAULT_PORT: u16 = 4500;
 const DEFAULT_MAX_USERS: u32 = 100_000;
@@ -257,6 +266,8 @@ pub enum XdpMode {
     Native,
     /// By the kernel's network stack.
     Generic,
+    /// Not at all: sockets and threads of the process relay.
+    Userspace,
 }
 
 impl XdpMode {
@@ -267,6 +278,7 @@ impl XdpMode {
             Self::Auto => "auto",
             Self::Native => "native",
             Self::Generic => "generic",
+            Self::Userspace => "userspace",
         }
     }
 }
@@ -343,7 +355,11 @@ impl Config {
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, ConfigError> {
-        let interfaces = interfaces(reader);
+        let xdp_mode = xdp_mode(reader);
+        let interfaces = match xdp_mode {
+            XdpMode::Userspace if !reader.is_given("interface") => vec![ANY_INTERFACE.to_owned()],
+            _ => interfaces(reader),
+        };
         let listen_given = reader.is_given("listen");
         let listen = reader.take_list("listen", read::parsed("an address and port, like \"192.0.2.1:4500\""));
         let listen = match listen {
@@ -381,15 +397,7 @@ impl Config {
             icmp_per_second: reader
                 .take("limits.icmp_per_second", |raw| raw.integer(ICMP_RATES))
                 .unwrap_or(1000),
-            xdp_mode: reader
-                .take("xdp.mode", |raw| {
-                    raw.one_of(&[
-                        ("auto", XdpMode::Auto),
-                        ("native", XdpMode::Native),
-                        ("generic", XdpMode::Generic),
-                    ])
-                })
-                .unwrap_or(XdpMode::Auto),
+            xdp_mode,
             xdp_persist: reader.take("xdp.persist", Raw::boolean).unwrap_or(false),
             xdp_pin_dir: pin_dir(reader, &interfaces),
             latency_sample: reader.take("latency_sample", sample).unwrap_or(1024),
@@ -408,6 +416,14 @@ impl Config {
             .map_err(str::to_owned)
         });
         let max_users = reader.take("max_users", |raw| raw.integer(1..=MAX_USERS));
+        if config.xdp_mode == XdpMode::Userspace && config.xdp_persist {
+            let message = "xdp.persist needs XDP: in userspace mode nothing relays without the process";
+            reader.fault("xdp.persist", message.to_owned());
+        }
+        if config.xdp_mode == XdpMode::Userspace && config.carriers.contains(&Carrier::IpOption) {
+            let message = "\"ip-option\" needs XDP: in userspace mode sockets carry no IP options, so write [\"udp\"]";
+            reader.fault("carrier", message.to_owned());
+        }
         config.check_addresses(reader);
         config.check_capacity(reader, max_users);
         Ok(config)
@@ -473,6 +489,14 @@ impl Config {
         self.room(true).saturating_add(self.room(false))
     }
 
+    /// How many users there can be sockets for, if they take one each.
+    fn sockets(&self) -> u32 {
+        match self.xdp_mode {
+            XdpMode::Userspace => crate::datapath::userspace::room(),
+            _ => u32::MAX,
+        }
+    }
+
     /// The smallest room of a family that has any.
     fn least_room(&self) -> u32 {
         let rooms = [self.room(true), self.room(false)];
@@ -494,7 +518,7 @@ impl Config {
                 );
             }
             Some(max_users) => self.max_users = max_users,
-            None => self.max_users = DEFAULT_MAX_USERS.min(self.least_room()),
+            None => self.max_users = DEFAULT_MAX_USERS.min(self.least_room()).min(self.sockets()),
         }
     }
 
@@ -633,6 +657,18 @@ fn interfaces(reader: &mut Reader<'_>) -> Vec<String> {
     interfaces
 }
 
+fn xdp_mode(reader: &mut Reader<'_>) -> XdpMode {
+    let mode = reader.take("xdp.mode", |raw| {
+        raw.one_of(&[
+            ("auto", XdpMode::Auto),
+            ("native", XdpMode::Native),
+            ("generic", XdpMode::Generic),
+            ("userspace", XdpMode::Userspace),
+        ])
+    });
+    mode.unwrap_or(XdpMode::Auto)
+}
+
 fn admin(reader: &mut Reader<'_>) -> PathBuf {
     reader
         .take("admin", Raw::path)
@@ -656,6 +692,13 @@ fn with_faults(reader: &mut Reader<'_>, error: String) -> ConfigError {
 
 /// All addresses of the interfaces that others can reach, with the default port.
 fn default_listeners(interfaces: &[String]) -> Result<Vec<SocketAddr>, String> {
+    if interfaces == [ANY_INTERFACE] {
+        return Err(
+            "where to listen is not known: set `listen` in relay.toml (RELAY_LISTEN), or `interface` to those whose \
+             addresses it is"
+                .to_owned(),
+        );
+    }
     let names = interfaces.join(", ");
     let all = getifaddrs().map_err(|error| format!("listing the addresses of {names}: {error}"))?;
     let all: Vec<_> = all.collect();

@@ -209,7 +209,9 @@ fn latency(latency: &Latency) -> MetricFamily {
     metric.set_histogram(histogram);
     let mut family = MetricFamily::default();
     family.set_name(format!("{PREFIX}_latency_seconds"));
-    family.set_help("Time that the XDP program takes for a packet, sampled.".to_owned());
+    family.set_help(
+        "Time that the XDP program, or in userspace mode the decision, takes for a packet, sampled.".to_owned(),
+    );
     family.set_field_type(MetricType::HISTOGRAM);
     family.set_metric(vec![metric]);
     family

@@ -153,8 +153,8 @@ impl Relay {
     pub fn not_ready(&self) -> Option<&'static str> {
         if self.stopping.load(Ordering::Relaxed) {
             Some("stopping")
-        } else if !self.datapath.is_attached() {
-            Some("the XDP program is not attached")
+        } else if let Some(reason) = self.datapath.not_running() {
+            Some(reason)
         } else if self.started.elapsed() < NEIGHBOURS && self.datapath.destinations().1 > 0 {
             Some("next hops of destinations are being looked for")
         } else {
@@ -252,7 +252,7 @@ impl Relay {
             slot: user.slot,
             egress: state.config.egress_of(user.slot, user.to.is_ipv4()),
             client: seen.client,
-            resolved: self.datapath.is_resolved(user.to),
+            resolved: self.datapath.is_resolved(user.slot, user.to),
             newest: seen.newest,
             uplink: Traffic {
                 packets: seen.uplink_packets,

@@ -257,7 +257,7 @@ fn unrelated_traffic_is_counted_and_next_hops_are_found_asked_for_and_followed()
                 .unwrap();
             let follow = datapath.follow_next_hops();
             let check = async {
-                let resolved = || datapath.is_resolved(on_link) && datapath.is_resolved(user(3).to);
+                let resolved = || datapath.is_resolved(4, on_link) && datapath.is_resolved(3, user(3).to);
                 eventually("both destinations are resolved", resolved).await;
                 peer.ip("link set wire0 down");
                 peer.ip("addr flush dev wire0");

@@ -32,6 +32,27 @@ const STOP: Duration = Duration::from_secs(15);
 /// Where the relay serves HTTP when nothing else is configured.
 const HTTP: ([u8; 4], u16) = ([127, 0, 0, 1], 9090);
 
+/// What runs a command as somebody without any privilege.
+const UNPRIVILEGED: [&str; 6] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    "--bounding-set=-all",
+    "--no-new-privs",
+];
+/// Who that is.
+const NOBODY: u32 = 65534;
+
+/// How a relay relays.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mode {
+    /// By the XDP program in the driver; its process is root's.
+    Native,
+    /// By sockets of its process, which has no privileges at all.
+    Userspace,
+}
+
 /// Packets by direction and reason.
 pub type Counters = BTreeMap<(String, String), u64>;
 
@@ -45,6 +66,7 @@ pub struct Relay<'a> {
     environment: Vec<(String, String)>,
     process: Option<Child>,
     bpffs: bool,
+    mode: Mode,
 }
 
 /// What a command of the relay's command line did.
@@ -106,6 +128,13 @@ impl<'a> Relay<'a> {
     #[must_use]
     #[track_caller]
     pub fn new(namespace: &'a Namespace) -> Self {
+        Self::in_mode(namespace, Mode::Native)
+    }
+
+    /// A relay with listeners on its two usual addresses, not started.
+    #[must_use]
+    #[track_caller]
+    pub fn in_mode(namespace: &'a Namespace, mode: Mode) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("lumen-veth-")
             .tempdir()
@@ -118,12 +147,18 @@ impl<'a> Relay<'a> {
             environment: vec![("RUST_LOG".to_owned(), "info".to_owned())],
             process: None,
             bpffs: false,
+            mode,
         };
-        relay.set("interface", "eth0");
+        if mode == Mode::Native {
+            relay.set("interface", "eth0");
+            relay.set("xdp.mode", "native");
+        } else {
+            relay.set("xdp.mode", "userspace");
+            std::os::unix::fs::chown(relay.folder.path(), Some(NOBODY), Some(NOBODY)).expect("root gives away folders");
+        }
         relay.set("listen", vec!["192.0.2.1:4500", "[2001:db8::1]:4500"]);
         relay.set("relay_id", 7);
         relay.set("max_users", 1000);
-        relay.set("xdp.mode", "native");
         relay.set_path("admin", "relay.sock");
         relay.set_path("state_dir", "state");
         relay
@@ -134,6 +169,15 @@ impl<'a> Relay<'a> {
     #[track_caller]
     pub fn started(namespace: &'a Namespace) -> Self {
         let mut relay = Self::new(namespace);
+        relay.start();
+        relay
+    }
+
+    /// A relay in this mode, started and ready.
+    #[must_use]
+    #[track_caller]
+    pub fn started_in_mode(namespace: &'a Namespace, mode: Mode) -> Self {
+        let mut relay = Self::in_mode(namespace, mode);
         relay.start();
         relay
     }
@@ -223,6 +267,10 @@ impl<'a> Relay<'a> {
             .append(true)
             .open(self.log_path())
             .expect("a log");
+        let prefix = match self.mode {
+            Mode::Userspace if prefix.is_empty() => UNPRIVILEGED.as_slice(),
+            _ => prefix,
+        };
         let mut command = self.command(prefix, &["run"]);
         command
             .stdin(std::process::Stdio::null())

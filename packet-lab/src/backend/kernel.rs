@@ -40,7 +40,7 @@ const ROOM_BYTES: usize = 1024;
 /// The bytes of a frame with its sender's MAC address.
 const SOURCE_MAC: std::ops::Range<usize> = 6..12;
 
-const CAP_NET_ADMIN: u32 = 12;
+pub(super) const CAP_NET_ADMIN: u32 = 12;
 pub(super) const CAP_NET_RAW: u32 = 13;
 pub(super) const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;

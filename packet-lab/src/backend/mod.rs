@@ -1,17 +1,21 @@
 //! What runs a scenario. Every backend takes the same world, frames and times, and tells the same of them; whatever
 //! differs between two is a fault of one.
 
+pub mod fit;
 pub mod foreign;
 pub mod host;
 pub mod kernel;
 pub mod oracle;
 mod tables;
+pub mod userspace;
 pub mod veth;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, ops::RangeInclusive};
 
 use ipnet::IpNet;
-use lumenlink_relay::datapath::{clock::ClockError, maps::MapsError, program::LoadError};
+use lumenlink_relay::datapath::{
+    DatapathError, clock::ClockError, maps::MapsError, program::LoadError, userspace::UserspaceError,
+};
 use relay_ebpf::verdict::{Direction, Reason};
 
 use crate::{
@@ -49,6 +53,12 @@ pub enum BackendError {
     /// The wire cannot be made or used.
     #[error(transparent)]
     Veth(#[from] VethError),
+    /// The relay's sockets cannot be made.
+    #[error(transparent)]
+    Userspace(#[from] UserspaceError),
+    /// The relay's userspace mode failed.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
     /// A program cannot be loaded from its object file.
     #[error(transparent)]
     Object(#[from] ObjectError),

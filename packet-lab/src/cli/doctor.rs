@@ -1,6 +1,6 @@
 //! `doctor`: what this environment can run.
 
-use std::fs;
+use std::{fs, net::SocketAddr};
 
 use aya::util::KernelVersion;
 use nix::sys::utsname::uname;
@@ -10,9 +10,11 @@ use packet_lab::{
         host::HostBackend,
         kernel::{KernelBackend, missing_capabilities},
         oracle::OracleBackend,
+        userspace::{self, UserspaceBackend},
         veth::{self, VethBackend},
     },
     bench::{self, Options},
+    craft::UdpFrame,
 };
 use serde::Serialize;
 
@@ -59,6 +61,7 @@ pub fn execute(args: &Args) -> Ended {
         oracle_backend(),
         kernel_backend(),
         veth_backend(),
+        userspace_backend(),
         benches(),
     ];
     if args.json {
@@ -66,9 +69,9 @@ pub fn execute(args: &Args) -> Ended {
     } else {
         for finding in &findings {
             let word = if finding.ok { "ok" } else { "missing" };
-            line(&format!("{word:<8} {:<15} {}", finding.what, finding.found));
+            line(&format!("{word:<8} {:<17} {}", finding.what, finding.found));
             if let Some(fix) = finding.fix {
-                line(&format!("{:25}→ {fix}", ""));
+                line(&format!("{:27}→ {fix}", ""));
             }
         }
     }
@@ -197,6 +200,31 @@ fn veth_backend() -> Finding {
         Ok(_) => ok(
             what,
             "runs (native XDP on a veth pair, in a network namespace of its own)".to_owned(),
+        ),
+        Err(error) => missing(
+            what,
+            error.to_string(),
+            "run as root, not in a container that withholds namespaces, on a kernel with CONFIG_VETH and CONFIG_PACKET",
+        ),
+    }
+}
+
+fn userspace_backend() -> Finding {
+    let what = "userspace backend";
+    let missing_here = userspace::missing_capabilities();
+    if !missing_here.is_empty() {
+        return missing(
+            what,
+            format!("without {}", missing_here.join(", ")),
+            "run as root, or by `unshare --user --net --map-root-user packet-lab …`",
+        );
+    }
+    let to = SocketAddr::from(([192, 0, 2, 1], 4500));
+    let noise = UdpFrame::new(SocketAddr::from(([203, 0, 113, 9], 40_000)), to, [0; 64]).build();
+    match UserspaceBackend::new(&World::new()).and_then(|mut userspace| userspace.process(1, &noise)) {
+        Ok(_) => ok(
+            what,
+            "runs (the relay's sockets, in a network namespace of its own)".to_owned(),
         ),
         Err(error) => missing(
             what,

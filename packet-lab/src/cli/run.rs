@@ -26,7 +26,8 @@ use super::{Ended, Exit, json, line, progress::Progress};
                   in all of its backends in step; where two do not do the same with a packet, that is a failure, told \
                   field by field, with captures of both sides in --out. What every packet did is compared with \
                   expected.snap beside the file; --update keeps it as it is now. `cargo test` runs the same scenarios.\n\n\
-                  Without privileges the backends kernel and veth are skipped, unless they are asked for by name.\n\n\
+                  Without privileges the backends kernel, veth and userspace are skipped, unless they are asked for by name. \
+                  What sends frames that no socket receives as they are is skipped in userspace.\n\n\
                   Examples:\n  \
                   packet-lab run                                  all in scenarios/\n  \
                   packet-lab run scenarios/window                 an area\n  \

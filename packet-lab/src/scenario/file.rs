@@ -34,7 +34,7 @@ pub struct File {
     /// Words to choose scenarios by: `packet-lab run --tag replay`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// Where it runs; all four by default, and `kernel` and `veth` for a program of one's own.
+    /// Where it runs; all by default, and `kernel` and `veth` for a program of one's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backends: Option<Vec<BackendKind>>,
     /// The relay; a default one if there is no `program` either.
@@ -71,11 +71,13 @@ pub enum BackendKind {
     Kernel,
     /// The XDP program attached to a wire.
     Veth,
+    /// The relay's userspace mode: its sockets in a host of their own.
+    Userspace,
 }
 
 impl BackendKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Host, Self::Oracle, Self::Kernel, Self::Veth];
+    pub const ALL: [Self; 5] = [Self::Host, Self::Oracle, Self::Kernel, Self::Veth, Self::Userspace];
 
     /// The name in files, flags and reports.
     #[must_use]
@@ -85,6 +87,7 @@ impl BackendKind {
             Self::Oracle => "oracle",
             Self::Kernel => "kernel",
             Self::Veth => "veth",
+            Self::Userspace => "userspace",
         }
     }
 }

@@ -270,7 +270,10 @@ impl Check<'_> {
             }
         }
         for backend in file.backends.iter().flatten() {
-            if matches!(backend, BackendKind::Host | BackendKind::Oracle) {
+            if matches!(
+                backend,
+                BackendKind::Host | BackendKind::Oracle | BackendKind::Userspace
+            ) {
                 let name = backend.name();
                 self.fault(
                     &["backends".into()],

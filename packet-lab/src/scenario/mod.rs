@@ -26,7 +26,7 @@ pub use load::{FILE_NAME, LoadedScenarios, Scenario, discover};
 pub use names::{DirectionName, ReasonName, UnknownName, VerdictName, find as find_name};
 pub use outcome::{Kept, Outcome};
 pub(crate) use run::rehearse;
-pub use run::{LISTED_PACKETS, Options, backend, missing, run};
+pub use run::{LISTED_PACKETS, Options, backend, misfit, missing, run};
 pub use value::{Bytes, Key, Mac, Number, Ports, Time, ValueError};
 
 /// The JSON schema of the format, from its types.

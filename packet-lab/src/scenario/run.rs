@@ -1,6 +1,6 @@
 //! Running a scenario: in one backend or in several in step.
 
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{cell::Cell, collections::BTreeMap, path::Path, rc::Rc, time::Instant};
 
 use relay_ebpf::verdict::{Direction, Reason};
 use sha2::{Digest as _, Sha256};
@@ -20,10 +20,12 @@ use crate::{
     Lab, Observation, World,
     backend::{
         Backend, BackendError, Counters, Traffic, counter,
+        fit::Probe,
         foreign::ForeignBackend,
         host::HostBackend,
         kernel::{self, KernelBackend},
         oracle::OracleBackend,
+        userspace::{self, UserspaceBackend},
         veth::{self, VethBackend},
     },
     capture::Capture,
@@ -52,8 +54,25 @@ pub fn missing(backend: BackendKind) -> Option<String> {
         BackendKind::Host | BackendKind::Oracle => Vec::new(),
         BackendKind::Kernel => kernel::missing_capabilities(),
         BackendKind::Veth => veth::missing_capabilities(),
+        BackendKind::Userspace => userspace::missing_capabilities(),
     };
     (!missing.is_empty()).then(|| format!("needs {}; run as root", missing.join(" and ")))
+}
+
+/// Why a backend cannot run a scenario wherever it is, if so: what the scenario sends is nothing that comes through a
+/// socket.
+#[must_use]
+pub fn misfit(scenario: &Scenario, backend: BackendKind) -> Option<String> {
+    if backend != BackendKind::Userspace {
+        return None;
+    }
+    let found = Rc::new(Cell::new(None));
+    let probe =
+        |world: &World| -> Result<Box<dyn Backend>, BackendError> { Ok(Box::new(Probe::new(world, found.clone())?)) };
+    match rehearse(scenario, probe) {
+        Ok(_) => found.get().map(str::to_owned),
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 /// Runs a scenario in those of its backends that are wanted and can run here.
@@ -65,7 +84,7 @@ pub fn run(scenario: &Scenario, wanted: &[BackendKind], options: Options<'_>) ->
     let backends: Vec<BackendOutcome> = wanted
         .map(|backend| BackendOutcome {
             backend,
-            skipped: missing(backend),
+            skipped: missing(backend).or_else(|| misfit(scenario, backend)),
         })
         .collect();
     let mut outcome = Outcome {
@@ -160,6 +179,7 @@ pub fn backend(kind: BackendKind, world: &World) -> Result<Box<dyn Backend>, Bac
         BackendKind::Oracle => Box::new(OracleBackend::new(world)?),
         BackendKind::Kernel => Box::new(KernelBackend::new(world)?),
         BackendKind::Veth => Box::new(VethBackend::new(world)?),
+        BackendKind::Userspace => Box::new(UserspaceBackend::new(world)?),
     })
 }
 

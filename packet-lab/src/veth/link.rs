@@ -18,7 +18,7 @@ pub(super) const STATISTICS: &str = "/proc/thread-self/net/dev";
 const NO_IPV6: &str = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
 
 /// This thread's network namespace.
-const NAMESPACE: &str = "/proc/thread-self/ns/net";
+pub(super) const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
 /// The name of the end that frames are sent from.
 pub(super) fn sending_end(number: usize) -> String {
@@ -113,14 +113,14 @@ impl Ends {
 }
 
 /// A namespace is entered by a thread, which is not to be used for anything else afterwards.
-fn in_a_thread<T: Send>(work: impl FnOnce() -> Result<T, VethError> + Send) -> Result<T, VethError> {
+pub(super) fn in_a_thread<T: Send>(work: impl FnOnce() -> Result<T, VethError> + Send) -> Result<T, VethError> {
     thread::scope(|scope| {
         let inside = scope.spawn(work);
         inside.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked))
     })
 }
 
-fn open(file: &'static str) -> Result<File, VethError> {
+pub(super) fn open(file: &'static str) -> Result<File, VethError> {
     File::open(file).map_err(|source| VethError::File {
         action: "opening",
         file,
@@ -172,7 +172,7 @@ fn set(
 }
 
 /// Speaks with the kernel about the links of this thread's namespace.
-fn netlink<T>(work: impl AsyncFnOnce(Handle) -> Result<T, VethError>) -> Result<T, VethError> {
+pub(super) fn netlink<T>(work: impl AsyncFnOnce(Handle) -> Result<T, VethError>) -> Result<T, VethError> {
     let failed = |source| VethError::File {
         action: "opening",
         file: "a netlink socket",
@@ -188,7 +188,7 @@ fn netlink<T>(work: impl AsyncFnOnce(Handle) -> Result<T, VethError>) -> Result<
     })
 }
 
-fn link_error(action: &'static str) -> impl FnOnce(rtnetlink::Error) -> VethError {
+pub(super) fn link_error(action: &'static str) -> impl FnOnce(rtnetlink::Error) -> VethError {
     move |source| VethError::Link {
         action,
         source: Box::new(source),

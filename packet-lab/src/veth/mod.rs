@@ -9,6 +9,7 @@
 //! the program's end counts a frame as received once it is through with it; and a marker that is sent after it, from
 //! the program's end to the other, arrives behind whatever the program sent the same way.
 
+mod host;
 mod link;
 mod socket;
 
@@ -28,7 +29,7 @@ use nix::{
     unistd::Pid,
 };
 
-pub use self::link::Ends;
+pub use self::{host::Host, link::Ends};
 use crate::{inspect, observe::Verdict, pass::PassError};
 
 /// Frames that go through: at least an Ethernet header, at most what a veth interface takes with a native XDP program,

@@ -67,6 +67,7 @@ fn exit(item: &Item) -> Exit {
         "native_xdp" | "mtu" => Exit::NotNative,
         "bpffs" => Exit::Pins,
         "kernel" => Exit::Kernel,
+        "sockets" => Exit::Configuration,
         _ => Exit::Failure,
     }
 }

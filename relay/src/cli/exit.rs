@@ -6,7 +6,9 @@ use crate::{
     admin::{api::ProblemKind, client::ClientError, server::SocketError},
     client::ProxyError,
     config::ConfigError,
-    datapath::{DatapathError, attach::AttachError, interface::InterfaceError, program::LoadError},
+    datapath::{
+        DatapathError, attach::AttachError, interface::InterfaceError, program::LoadError, userspace::UserspaceError,
+    },
     grant::GrantError,
     http::HttpError,
     relay::RelayError,
@@ -162,6 +164,13 @@ fn of_datapath(error: &DatapathError) -> Exit {
             Exit::Interface
         }
         DatapathError::Attach(error) => of_attach(error),
+        DatapathError::Userspace(UserspaceError::Listen { source, .. })
+            if source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            Exit::Permission
+        }
+        DatapathError::Userspace(UserspaceError::Listen { .. }) => Exit::InUse,
+        DatapathError::Userspace(UserspaceError::Files { .. }) => Exit::Configuration,
         DatapathError::Load(_) | DatapathError::Maps(_) | DatapathError::Clock(_) => Exit::Kernel,
         _ => Exit::Failure,
     }

@@ -166,6 +166,6 @@ fn end(relay: &Relay, config: &Config) -> Result<(), CliError> {
         return Ok(());
     }
     relay.datapath().detach().map_err(RelayError::from)?;
-    tracing::info!("ended; the program is off");
+    tracing::info!("ended; nothing is relayed any more");
     Ok(())
 }

@@ -125,7 +125,7 @@ impl Batch {
 }
 
 /// A local or remote address of a datagram. The zone of a link-local one is kept: without it there is no way back.
-pub(super) fn socket_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
+pub(crate) fn socket_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     if let Some(v4) = storage.as_sockaddr_in() {
         return Some(SocketAddr::new(v4.ip().into(), v4.port()));
     }

@@ -92,6 +92,17 @@ fn interfaces_are_one_or_several_from_wherever() {
     assert_eq!(of(Config::load(&given)), ["wan", "lan"]);
 }
 
+#[test]
+fn where_the_kernel_routes_any_interface_is_one() {
+    let of = |text: &str| load(text).unwrap().config.interfaces;
+    let userspace = "[xdp]\nmode = \"userspace\"\n";
+    assert_eq!(of(&format!("{LISTEN}{userspace}")), ["any"]);
+    assert_eq!(
+        of(&format!("interface = [\"a\", \"b\"]\n{LISTEN}{userspace}")),
+        ["a", "b"]
+    );
+}
+
 #[rstest]
 #[case::twice("[\"a\", \"b\", \"a\"]", "1:1: a is there twice")]
 #[case::too_many(
@@ -116,10 +127,10 @@ fn five_faults_are_five_messages_with_their_places() {
         found,
         [
             "1:1: unknown key `interfase`; did you mean `interface`?",
+            "7:1: `xdp.mode` is \"fast\"; expected \"auto\" or \"native\" or \"generic\" or \"userspace\"",
             "2:1: an item of `listen` is \"192.0.2.1\"; expected an address and port, like \"192.0.2.1:4500\"",
             "3:1: `egress_ports` is \"9-8\"; expected a range of ports, like \"10000-59999\"",
             "5:1: `limits.burst` is 0; expected an integer from 1 to 1000000",
-            "7:1: `xdp.mode` is \"fast\"; expected \"auto\" or \"native\" or \"generic\"",
         ]
     );
 }
@@ -143,7 +154,11 @@ fn five_faults_are_five_messages_with_their_places() {
 #[case::no_carrier("carrier = []\n", "2:1: `carrier` is empty")]
 #[case::no_carrier_over_ipv6(
     "carrier = [\"ip-option\"]\nlisten = [\"192.0.2.1:4500\", \"[2001:db8::1]:4500\"]\n",
-    "2:1: no token reaches [2001:db8::1]:4500"
+    "1:1: no token reaches [2001:db8::1]:4500"
+)]
+#[case::options_through_sockets(
+    "carrier = [\"udp\", \"ip-option\"]\n[xdp]\nmode = \"userspace\"\n",
+    "2:1: \"ip-option\" needs XDP: in userspace mode sockets carry no IP options"
 )]
 #[case::a_sample_that_is_no_power_of_two("drop_sample = 3\n", "2:1: `drop_sample` is 3; expected a power of two")]
 #[case::a_relative_path(
@@ -157,7 +172,7 @@ fn five_faults_are_five_messages_with_their_places() {
     "2:1: max_users is 50001, but the egress addresses and ports have room for 50000 (1 × 50000 ports)"
 )]
 fn a_fault_says_where_it_is_and_what_to_write(#[case] text: &str, #[case] expected: &str) {
-    let text = if text.starts_with("http") {
+    let text = if text.starts_with("http") || text.contains("listen = ") {
         text.to_owned()
     } else {
         format!("{LISTEN}{text}")

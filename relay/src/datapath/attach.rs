@@ -500,6 +500,8 @@ fn attach(program: &mut Xdp, interface: &str, ifindex: u32, mode: XdpMode) -> Re
         XdpMode::Auto => &[XdpMode::Native, XdpMode::Generic],
         XdpMode::Native => &[XdpMode::Native],
         XdpMode::Generic => &[XdpMode::Generic],
+        // Nobody attaches a program for it.
+        XdpMode::Userspace => &[],
     };
     let mut last = None;
     for mode in modes {

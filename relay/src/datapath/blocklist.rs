@@ -7,7 +7,9 @@ use std::{
 
 use ipnet::IpNet;
 use relay_ebpf::{
-    layout::{BLOCKED, SPARED},
+    host::HostMemory,
+    layout::{BLOCKED, Control, SPARED},
+    platform::Memory as _,
     wire::Address,
 };
 
@@ -47,6 +49,16 @@ pub fn parse(text: &str) -> Result<IpNet, String> {
         .parse::<IpNet>()
         .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     parsed.map_err(|_| format!("`{text}`: write a prefix like 203.0.113.0/24 or 2001:db8::/32, or an address"))
+}
+
+/// Tells the data plane that the blocklist changed: another generation, 0 while it is empty.
+pub fn renew_generation(control: &Control, is_empty: bool) {
+    let generation = &control.block_generation;
+    let next = match is_empty {
+        true => 0,
+        false => HostMemory.load(generation) % u64::from(u16::MAX) + 1,
+    };
+    HostMemory.store(generation, next);
 }
 
 /// Whether an IPv6 prefix has IPv4-mapped addresses only.

@@ -54,6 +54,12 @@ impl Clock {
         })
     }
 
+    /// The clock of a data plane that reads CLOCK_MONOTONIC itself.
+    #[must_use]
+    pub const fn monotonic() -> Self {
+        Self { ahead_ns: 0 }
+    }
+
     /// When an expiry comes on the program's clock: `u64::MAX` for never, 0 for long ago.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Sampled drops, as the program reports them through its ring buffer.
+//! Sampled drops, as the XDP program reports them through its ring buffer, and threads of this process through a channel.
 
 use std::{
     fmt, io,
@@ -13,7 +13,7 @@ use relay_ebpf::{
     verdict::{Direction, Reason},
     wire::{ethernet, ip::Ip, ipv4::Ipv4, ipv6::Ipv6},
 };
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, sync::mpsc};
 use zerocopy::FromBytes as _;
 
 /// A dropped packet.
@@ -77,7 +77,12 @@ impl fmt::Display for Drop {
 }
 
 /// The stream of sampled drops.
-pub struct Drops(AsyncFd<RingBuf<MapData>>);
+pub struct Drops(Source);
+
+enum Source {
+    Ring(Box<AsyncFd<RingBuf<MapData>>>),
+    Channel(mpsc::Receiver<DropEvent>),
+}
 
 impl Drops {
     /// Reads this ring.
@@ -88,27 +93,44 @@ impl Drops {
         deprecated,
         reason = "its replacement is unsafe; the ring keeps its descriptor open as long as it lives"
     )]
-    pub fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
-        AsyncFd::new(ring).map(Self)
+    pub fn of_ring(ring: RingBuf<MapData>) -> io::Result<Self> {
+        AsyncFd::new(ring).map(|ring| Self(Source::Ring(Box::new(ring))))
+    }
+
+    /// Reads this channel.
+    pub(super) fn of_channel(channel: mpsc::Receiver<DropEvent>) -> Self {
+        Self(Source::Channel(channel))
     }
 
     /// Waits for the next drop.
     ///
     /// # Errors
-    /// If the runtime cannot watch the ring any more.
+    /// If there will be none any more.
     pub async fn next(&mut self) -> io::Result<Drop> {
-        loop {
-            let mut ready = self.0.readable_mut().await?;
-            let ring = ready.get_inner_mut();
-            while let Some(item) = ring.next() {
-                // What is too short is not this build's event; a newer program may be on the ring during an upgrade.
-                if let Ok((event, _)) = DropEvent::read_from_prefix(&item)
-                    && let Some(drop) = Drop::read(&event)
-                {
+        match &mut self.0 {
+            Source::Ring(ring) => next_of_ring(ring).await,
+            Source::Channel(channel) => loop {
+                let event = channel.recv().await.ok_or(io::ErrorKind::BrokenPipe)?;
+                if let Some(drop) = Drop::read(&event) {
                     return Ok(drop);
                 }
-            }
-            ready.clear_ready();
+            },
         }
+    }
+}
+
+async fn next_of_ring(drops: &mut AsyncFd<RingBuf<MapData>>) -> io::Result<Drop> {
+    loop {
+        let mut ready = drops.readable_mut().await?;
+        let ring = ready.get_inner_mut();
+        while let Some(item) = ring.next() {
+            // What is too short is not this build's event; a newer program may be on the ring during an upgrade.
+            if let Ok((event, _)) = DropEvent::read_from_prefix(&item)
+                && let Some(drop) = Drop::read(&event)
+            {
+                return Ok(drop);
+            }
+        }
+        ready.clear_ready();
     }
 }

@@ -1,5 +1,6 @@
-//! The kernel's side of the relay: loading, attaching, pinning and upgrading the XDP program, typed handles on its
-//! maps, and the next hops of the destinations.
+//! The data plane and all that the relay does to it: publishing users, counting, reloading. It is either the XDP program
+//! in the kernel (loading, attaching, pinning and upgrading it, typed handles on its maps, next hops of the
+//! destinations), or sockets and threads of this process ([`userspace`]).
 
 pub mod attach;
 pub mod blocklist;
@@ -12,10 +13,13 @@ mod netdev;
 mod netlink;
 pub mod next_hops;
 pub mod numbers;
+pub mod plane;
 pub mod preflight;
 pub mod program;
 pub mod publish;
+pub mod userspace;
 pub mod verifier;
+mod xdp;
 
 use std::{
     collections::HashSet,
@@ -35,18 +39,21 @@ use relay_ebpf::{
     verdict::{Direction, Reason},
     wire::{Address, Be16},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 
 use self::{
-    attach::{AttachError, Attachment, Pins},
-    clock::{Clock, ClockError},
+    attach::{AttachError, Pins},
+    clock::ClockError,
     events::Drops,
-    interface::{Interface, InterfaceError},
-    maps::{MapsError, Ports},
+    interface::InterfaceError,
+    maps::MapsError,
     next_hops::{NextHopError, NextHops, Targets},
     numbers::Numbered,
-    program::{LoadError, LoadOptions, Loaded},
+    plane::Plane,
+    program::LoadError,
     publish::{Numbering, PublishError, Publisher},
+    userspace::{UserspaceError, UserspacePlane},
+    xdp::XdpPlane,
 };
 use crate::config::{Carrier, Config, XdpMode};
 
@@ -75,6 +82,9 @@ pub enum DatapathError {
     /// Next hops.
     #[error(transparent)]
     NextHops(#[from] NextHopError),
+    /// Sockets and threads of this process.
+    #[error(transparent)]
+    Userspace(#[from] UserspaceError),
 }
 
 /// A user as the program knows it.
@@ -141,22 +151,20 @@ pub struct PublishReport {
     pub took: Duration,
 }
 
-/// The loaded and attached data plane of one relay. All methods take `&self`: it is shared by the admin API, the
-/// metrics and the next-hop task.
+/// How often is tried again what could not be got ready for a user.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The data plane of one relay. All methods take `&self`: it is shared by the admin API, the metrics and the tasks that
+/// follow the kernel.
 pub struct Datapath {
-    pins: Option<Pins>,
     published: Notify,
     interfaces_changed: Notify,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
-    loaded: Loaded,
+    plane: Box<dyn Plane>,
     publisher: Publisher,
-    interfaces: Numbered,
-    /// One for each interface, once attached.
-    attachments: Vec<Attachment>,
-    wanted_mode: XdpMode,
 }
 
 /// An interface of the relay, and how it is.
@@ -169,130 +177,77 @@ pub struct InterfaceStatus {
 }
 
 impl Datapath {
-    /// Loads the program with this configuration, and adopts pinned maps or makes new ones. Nothing is attached yet:
-    /// publish the users first, then [`attach`](Self::attach).
+    /// Makes the data plane that this configuration asks for: loads the program, and adopts pinned maps or makes new
+    /// ones; or makes entries in this process. Nothing is relayed yet: publish the users first, then
+    /// [`attach`](Self::attach).
     ///
     /// # Errors
     /// See [`DatapathError`]; what another process attached or pinned is as it was.
     pub fn load(config: &Config, header_key: Option<[u8; 16]>) -> Result<Self, DatapathError> {
-        let interfaces = read_interfaces(config)?;
         let tick = clock::tick()?;
-        let pins = match config.xdp_persist {
-            true => Some(Pins::open(&config.xdp_pin_dir, config.max_users, &interfaces)?),
-            false => None,
+        let settings = settings(config, header_key, tick);
+        let mut plane: Box<dyn Plane> = match config.xdp_mode {
+            XdpMode::Userspace => Box::new(UserspacePlane::new(userspace::of_host(settings), userspace::threads())?),
+            _ => Box::new(XdpPlane::load(config, settings)?),
         };
-        let ports = match &pins {
-            Some(pins) => maps::pinned_ports(pins.dir())?,
-            None => Ports::default(),
-        };
-        let interfaces = Numbered::new(interfaces, &ports);
-        let mut loaded = Loaded::new(&LoadOptions {
-            settings: settings(config, &interfaces, header_key, tick),
-            pins: pins.as_ref().map(Pins::dir),
-        })?;
-        add_ports(&mut loaded, &interfaces)?;
-        let clock = Clock::read(loaded.clock()?, tick)?;
-        let publisher = Publisher::adopt(&loaded.maps, numbering(config, tick), clock);
-        let inner = Inner {
-            loaded,
-            publisher,
-            interfaces,
-            attachments: Vec::new(),
-            wanted_mode: config.xdp_mode,
-        };
+        let clock = plane.clock(tick)?;
+        let publisher = Publisher::adopt(&*plane, numbering(config, tick), clock);
         Ok(Self {
-            pins,
             published: Notify::new(),
             interfaces_changed: Notify::new(),
-            inner: Mutex::new(inner),
+            inner: Mutex::new(Inner { plane, publisher }),
         })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // A panic elsewhere leaves the maps as they are, which every method copes with.
+        // A panic elsewhere leaves the entries as they are, which every method copes with.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Attaches the program to every interface, or replaces the one on the pinned link; packets are relayed from here
-    /// on.
+    /// Attaches the program to every interface, or replaces the one on the pinned link; or opens the listeners. Packets
+    /// are relayed from here on.
     ///
     /// # Errors
-    /// See [`AttachError`]; then it is on no interface that it was not on before.
+    /// See [`AttachError`] and [`UserspaceError`]; then the program is on no interface that it was not on before.
     pub fn attach(&self) -> Result<(), DatapathError> {
-        let inner = &mut *self.inner();
-        let interfaces = inner.interfaces.clone();
-        let mode = inner.wanted_mode;
-        inner.attachments = attach_to(&mut inner.loaded, interfaces.iter(), mode, self.pins.as_ref())?;
-        if let Some(pins) = &self.pins {
-            let indices: Vec<_> = interfaces.iter().map(|(_, interface)| interface.index).collect();
-            pins.keep_links(&indices)?;
-        }
-        inner.retire_ports()
+        self.inner().plane.start()
     }
 
     /// The interfaces, in the order of their numbers, and whether the program that was attached to each still is: an
     /// interface may be gone, or somebody else have taken it off.
     #[must_use]
     pub fn interfaces(&self) -> Vec<InterfaceStatus> {
-        let inner = &mut *self.inner();
-        let program = inner.loaded.program().ok().and_then(|program| program.info().ok());
-        let id = program.map(|program| program.id());
-        let status = |interface: &Interface| {
-            let found = Interface::read(&interface.name).ok().and_then(|found| found.program);
-            let is_own = found.is_some_and(|attached| Some(attached.id) == id);
-            let mut attachments = inner.attachments.iter();
-            let attachment = attachments.find(|attachment| attachment.interface().index == interface.index);
-            InterfaceStatus {
-                name: interface.name.clone(),
-                mode: attachment.filter(|_| is_own).map(Attachment::mode),
-            }
-        };
-        inner
-            .interfaces
-            .iter()
-            .map(|(_, interface)| status(interface))
-            .collect()
+        self.inner().plane.interface_status()
     }
 
-    /// Whether the program is attached to every interface.
+    /// Why no packets are relayed; none while they are.
     #[must_use]
-    pub fn is_attached(&self) -> bool {
-        self.interfaces().iter().all(|interface| interface.mode.is_some())
+    pub fn not_running(&self) -> Option<&'static str> {
+        self.inner().plane.not_running()
     }
 
     /// The mode in force, once attached; generic if it is on any of the interfaces.
     #[must_use]
     pub fn mode(&self) -> Option<XdpMode> {
-        let inner = self.inner();
-        let mut modes = inner.attachments.iter().map(Attachment::mode);
-        let first = modes.next()?;
-        Some(modes.find(|mode| *mode == XdpMode::Generic).unwrap_or(first))
+        self.inner().plane.mode()
     }
 
-    /// Puts the program with another configuration in place of the running one, between two packets, on the same maps;
-    /// attaches it to interfaces that are new, and takes it off those that the configuration has no more. `max_users`
-    /// and `xdp` stay as they were at [`load`](Self::load). Publish all users afterwards.
+    /// Puts another configuration in place of the running one, between two packets, with the same users; attaches the
+    /// program to interfaces that are new, and takes it off those that the configuration has no more. `max_users` and
+    /// `xdp` stay as they were at [`load`](Self::load). Publish all users afterwards.
     ///
     /// # Errors
-    /// See [`DatapathError`]; then the running program goes on as it was.
+    /// See [`DatapathError`]; then what runs goes on as it was.
     pub fn reload(&self, config: &Config, header_key: Option<[u8; 16]>) -> Result<(), DatapathError> {
         let tick = clock::tick()?;
-        let found = read_interfaces(config)?;
-        let inner = &mut *self.inner();
-        let interfaces = Numbered::new(found, &inner.loaded.maps.ports()?);
-        let settings = settings(config, &interfaces, header_key, tick);
-        let mut loaded = inner.load_again(settings, self.pins.as_ref())?;
-        if !inner.attachments.is_empty() {
-            inner.move_to(&mut loaded, &interfaces, self.pins.as_ref())?;
-        }
-        inner.loaded = loaded;
-        inner.publisher.renumber(numbering(config, tick));
-        let changed = inner.interfaces.settings() != interfaces.settings();
-        inner.interfaces = interfaces;
-        if changed {
+        let Inner { plane, publisher } = &mut *self.inner();
+        let former = plane.interfaces().settings();
+        plane.reload(config, settings(config, header_key, tick))?;
+        publisher.renumber(numbering(config, tick));
+        if plane.interfaces().settings() != former {
             self.interfaces_changed.notify_one();
         }
-        inner.retire_ports()
+        plane.retire_interfaces()
     }
 
     /// Makes exactly `users` the published ones. State of users whose salt and key are unchanged is kept.
@@ -300,8 +255,10 @@ impl Datapath {
     /// # Errors
     /// See [`PublishError`].
     pub fn publish_all(&self, users: &[PublishedUser]) -> Result<PublishReport, DatapathError> {
-        let Inner { loaded, publisher, .. } = &mut *self.inner();
-        let report = publisher.publish_all(&loaded.maps, users)?;
+        let Inner { plane, publisher } = &mut *self.inner();
+        plane.open(users, publisher.numbering());
+        let report = publisher.publish_all(&**plane, users)?;
+        plane.close_others(users);
         self.published.notify_one();
         Ok(report)
     }
@@ -311,8 +268,9 @@ impl Datapath {
     /// # Errors
     /// See [`PublishError`].
     pub fn publish(&self, users: &[PublishedUser]) -> Result<(), DatapathError> {
-        let Inner { loaded, publisher, .. } = &mut *self.inner();
-        publisher.publish(&loaded.maps, users)?;
+        let Inner { plane, publisher } = &mut *self.inner();
+        plane.open(users, publisher.numbering());
+        publisher.publish(&**plane, users)?;
         self.published.notify_one();
         Ok(())
     }
@@ -322,8 +280,10 @@ impl Datapath {
     /// # Errors
     /// See [`PublishError`].
     pub fn remove(&self, slot: u32) -> Result<(), DatapathError> {
-        let Inner { loaded, publisher, .. } = &mut *self.inner();
-        Ok(publisher.remove(&loaded.maps, slot)?)
+        let Inner { plane, publisher } = &mut *self.inner();
+        publisher.remove(&**plane, slot)?;
+        plane.close(slot);
+        Ok(())
     }
 
     /// Publishes expiries again whenever the wall clock was set, until the future is dropped.
@@ -338,8 +298,8 @@ impl Datapath {
             let now_ahead_ns = clock::wall_ahead_ns()?;
             if (now_ahead_ns - ahead_ns).unsigned_abs() > clock::STEP.as_nanos() {
                 tracing::info!("the wall clock was set: publishing expiries again");
-                let Inner { loaded, publisher, .. } = &mut *self.inner();
-                publisher.republish_expiries(&loaded.maps)?;
+                let Inner { plane, publisher } = &mut *self.inner();
+                publisher.republish_expiries(&**plane)?;
                 ahead_ns = now_ahead_ns;
             }
         }
@@ -349,7 +309,7 @@ impl Datapath {
     #[must_use]
     pub fn user_state(&self, slot: u32) -> UserState {
         let inner = self.inner();
-        let Some(SlotEntry { state, .. }) = inner.loaded.maps.slots().get(slot as usize) else {
+        let Some(SlotEntry { state, .. }) = inner.plane.slots().get(slot as usize) else {
             return UserState::default();
         };
         let client = Client::load(&HostMemory, state);
@@ -363,20 +323,20 @@ impl Datapath {
         }
     }
 
-    /// Whether the next hop towards `destination` is known.
+    /// Whether packets of the user in `slot` can leave for its `destination`: the next hop is known.
     #[must_use]
-    pub fn is_resolved(&self, destination: SocketAddr) -> bool {
+    pub fn is_resolved(&self, slot: u32, destination: SocketAddr) -> bool {
         let inner = self.inner();
         let index = inner.publisher.destination(destination);
-        let entry = index.and_then(|index| inner.loaded.maps.destinations().get(index as usize));
-        entry.is_some_and(|entry| entry.next_hop(&HostMemory).is_some())
+        let entry = index.and_then(|index| inner.plane.destinations().get(index as usize));
+        entry.is_some_and(|entry| entry.next_hop(&HostMemory).is_some()) && inner.plane.is_open(slot)
     }
 
     /// Destinations in use: how many there are, and how many of them are unresolved.
     #[must_use]
     pub fn destinations(&self) -> (usize, usize) {
         let inner = self.inner();
-        let entries = inner.loaded.maps.destinations();
+        let entries = inner.plane.destinations();
         inner
             .publisher
             .destinations()
@@ -391,31 +351,7 @@ impl Datapath {
     /// # Errors
     /// If it is full; then part of the new prefixes are on it.
     pub fn set_blocklist(&self, prefixes: &[IpNet]) -> Result<(), DatapathError> {
-        let wanted = blocklist::entries(prefixes);
-        let maps = &mut self.inner().loaded.maps;
-        let found = maps.blocked()?;
-        if wanted == found && (wanted.is_empty() == (HostMemory.load(&maps.control().block_generation) == 0)) {
-            return Ok(());
-        }
-        // What is spared first: an IPv6 prefix around it must not be there without it.
-        let mut changed: Vec<_> = wanted
-            .iter()
-            .filter(|(key, value)| found.get(key) != Some(value))
-            .collect();
-        changed.sort_by_key(|(_, value)| **value);
-        for ((address, length), value) in changed {
-            maps.block(*address, *length, *value)?;
-        }
-        for (address, length) in found.keys().filter(|key| !wanted.contains_key(key)) {
-            maps.unblock(*address, *length)?;
-        }
-        let generation = &maps.control().block_generation;
-        let next = match wanted.is_empty() {
-            true => 0,
-            false => HostMemory.load(generation) % u64::from(u16::MAX) + 1,
-        };
-        HostMemory.store(generation, next);
-        Ok(())
+        self.inner().plane.set_blocklist(&blocklist::entries(prefixes))
     }
 
     /// All counters, every direction and reason.
@@ -423,7 +359,7 @@ impl Datapath {
     /// # Errors
     /// If the kernel refuses to read the map.
     pub fn counters(&self) -> Result<Vec<Counter>, DatapathError> {
-        Ok(self.inner().loaded.maps.counters()?)
+        self.inner().plane.counters()
     }
 
     /// ICMP messages that answered packets of this direction.
@@ -431,7 +367,7 @@ impl Datapath {
     /// # Errors
     /// If the kernel refuses to read the map.
     pub fn answers(&self, direction: Direction) -> Result<u64, DatapathError> {
-        Ok(self.inner().loaded.maps.answers(direction)?)
+        self.inner().plane.answers(direction)
     }
 
     /// The latency histogram.
@@ -439,37 +375,37 @@ impl Datapath {
     /// # Errors
     /// If the kernel refuses to read the map.
     pub fn latency(&self) -> Result<Latency, DatapathError> {
-        Ok(self.inner().loaded.maps.latency()?)
+        self.inner().plane.latency()
     }
 
     /// The stream of sampled drops, once.
     #[must_use]
     pub fn drops(&self) -> Option<Drops> {
-        let ring = self.inner().loaded.maps.take_events()?;
-        Drops::new(ring)
-            .inspect_err(|error| tracing::warn!(%error, "sampled drops cannot be read"))
-            .ok()
+        self.inner().plane.take_drops()
     }
 
     /// Follows routes and neighbours until the future is dropped: resolves the destinations of published users, asks
-    /// for unresolved ones, writes moved next hops.
+    /// for unresolved ones, writes moved next hops. Where the kernel routes, tries again what could not be got ready.
     ///
     /// # Errors
     /// If the kernel ends the subscription.
     pub async fn follow_next_hops(&self) -> Result<(), DatapathError> {
-        Ok(NextHops::follow(self).await?)
+        if self.inner().plane.known_next_hop().is_none() {
+            return Ok(NextHops::follow(self).await?);
+        }
+        loop {
+            // Either way it is time to look.
+            let _ = timeout(RETRY, self.published.notified()).await;
+            self.inner().plane.retry();
+        }
     }
 
-    /// Detaches the program and removes the pins.
+    /// Stops relaying: detaches the program and removes the pins, or closes all sockets.
     ///
     /// # Errors
     /// If a pin cannot be removed.
     pub fn detach(&self) -> Result<(), DatapathError> {
-        self.inner().attachments.clear();
-        if let Some(pins) = &self.pins {
-            pins.remove()?;
-        }
-        Ok(())
+        self.inner().plane.stop()
     }
 }
 
@@ -480,7 +416,7 @@ impl Targets for Datapath {
 
     fn set_next_hop(&self, address: IpAddr, hop: Option<NextHop>) {
         let inner = self.inner();
-        let entries = inner.loaded.maps.destinations();
+        let entries = inner.plane.destinations();
         for index in inner.publisher.entries(address) {
             entries[*index as usize].set_next_hop(&HostMemory, hop);
         }
@@ -491,128 +427,12 @@ impl Targets for Datapath {
     }
 
     fn interfaces(&self) -> Numbered {
-        self.inner().interfaces.clone()
+        self.inner().plane.interfaces().clone()
     }
 
     fn interfaces_changed(&self) -> &Notify {
         &self.interfaces_changed
     }
-}
-
-impl Inner {
-    /// Loads the program with other settings on the maps of the running one.
-    fn load_again(&self, settings: Settings, pins: Option<&Pins>) -> Result<Loaded, DatapathError> {
-        let load = |pins| {
-            Loaded::new(&LoadOptions {
-                settings,
-                pins: Some(pins),
-            })
-            .map_err(DatapathError::from)
-        };
-        if let Some(pins) = pins {
-            return load(pins.dir());
-        }
-        let dir = attach::passing_folder()?;
-        let pinned = self.loaded.maps.pin(&dir).map_err(DatapathError::from);
-        let loaded = pinned.and_then(|()| load(&dir));
-        Pins::remove_unused(&dir)?;
-        loaded
-    }
-
-    /// Puts a newly loaded program on these interfaces: first on the new ones, where an error changes nothing, then in
-    /// place of the one that runs; off the others.
-    fn move_to(
-        &mut self,
-        loaded: &mut Loaded,
-        interfaces: &Numbered,
-        pins: Option<&Pins>,
-    ) -> Result<(), DatapathError> {
-        let is_kept = |index: u32| interfaces.iter().any(|(_, kept)| kept.index == index);
-        let has =
-            |attachments: &[Attachment], index: u32| attachments.iter().any(|held| held.interface().index == index);
-        add_ports(loaded, interfaces)?;
-        let new = interfaces
-            .iter()
-            .filter(|(_, interface)| !has(&self.attachments, interface.index));
-        let added = attach_to(loaded, new, self.wanted_mode, pins)?;
-        let (mut kept, removed): (Vec<_>, Vec<_>) = std::mem::take(&mut self.attachments)
-            .into_iter()
-            .partition(|attachment| is_kept(attachment.interface().index));
-        let program = loaded.program()?;
-        let replaced = kept.iter_mut().try_for_each(|attachment| attachment.replace(program));
-        self.attachments = kept;
-        if let Err(error) = replaced {
-            self.attachments.extend(removed);
-            added.into_iter().for_each(Attachment::undo);
-            return Err(error.into());
-        }
-        self.attachments.extend(added);
-        removed.into_iter().try_for_each(Attachment::detach)?;
-        Ok(())
-    }
-
-    /// Forgets whatever the maps say of interfaces that the relay has no more: that packets can be sent by them, that
-    /// next hops or clients are behind them.
-    fn retire_ports(&mut self) -> Result<(), DatapathError> {
-        let maps = &mut self.loaded.maps;
-        let ports = maps.ports()?;
-        let numbers = (0..).zip(ports);
-        let retired: Vec<u8> = numbers
-            .filter(|(number, port)| *port != 0 && *port != self.interfaces.index(*number))
-            .map(|(number, _)| number)
-            .collect();
-        if retired.is_empty() {
-            return Ok(());
-        }
-        for entry in maps.destinations() {
-            if entry
-                .next_hop(&HostMemory)
-                .is_some_and(|hop| retired.contains(&hop.interface))
-            {
-                entry.set_next_hop(&HostMemory, None);
-            }
-        }
-        // A packet that came in by one of them may still be about to say that its client is there.
-        publish::wait_for_packets_in_flight()?;
-        for number in &retired {
-            maps.slots()
-                .iter()
-                .for_each(|slot| Client::forget(&HostMemory, &slot.state, *number));
-            maps.set_port(*number, 0)?;
-        }
-        Ok(())
-    }
-}
-
-fn read_interfaces(config: &Config) -> Result<Vec<Interface>, InterfaceError> {
-    config.interfaces.iter().map(|name| Interface::read(name)).collect()
-}
-
-/// Lets the program send by these interfaces.
-fn add_ports(loaded: &mut Loaded, interfaces: &Numbered) -> Result<(), MapsError> {
-    let mut all = interfaces.iter();
-    all.try_for_each(|(number, interface)| loaded.maps.set_port(number, interface.index))
-}
-
-/// Attaches the program to all of these interfaces, or to none.
-fn attach_to<'a>(
-    loaded: &mut Loaded,
-    interfaces: impl Iterator<Item = (u8, &'a Interface)>,
-    mode: XdpMode,
-    pins: Option<&Pins>,
-) -> Result<Vec<Attachment>, DatapathError> {
-    let program = loaded.program()?;
-    let mut attached: Vec<Attachment> = Vec::new();
-    for (_, interface) in interfaces {
-        match Attachment::new(program, interface, mode, pins) {
-            Ok(attachment) => attached.push(attachment),
-            Err(error) => {
-                attached.into_iter().for_each(Attachment::undo);
-                return Err(error.into());
-            }
-        }
-    }
-    Ok(attached)
 }
 
 /// Detaches what a relay left attached and pinned in `dir`, without it. Returns whether there was anything.
@@ -638,9 +458,9 @@ fn numbering(config: &Config, tick: Duration) -> Numbering {
     }
 }
 
-fn settings(config: &Config, interfaces: &Numbered, header_key: Option<[u8; 16]>, tick: Duration) -> Settings {
+/// What the program is told, but for its interfaces.
+fn settings(config: &Config, header_key: Option<[u8; 16]>, tick: Duration) -> Settings {
     let numbering = numbering(config, tick);
-    let (interfaces, interface_count) = interfaces.settings();
     let mut settings = Settings {
         tick_ns: numbering.tick_ns,
         relay_id: config.relay_id,
@@ -659,8 +479,6 @@ fn settings(config: &Config, interfaces: &Numbered, header_key: Option<[u8; 16]>
             _ if config.carriers.contains(&Carrier::IpOption) => option_carrier::ALSO,
             _ => option_carrier::OFF,
         },
-        interface_count,
-        interfaces,
         ..Settings::default().with_icmp_limit(config.icmp_per_second)
     };
     for (listener, endpoint) in settings.listeners.iter_mut().zip(&config.listen) {

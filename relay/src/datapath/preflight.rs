@@ -4,6 +4,7 @@
 use std::{
     fs, io,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     thread,
 };
@@ -15,7 +16,7 @@ use serde::Serialize;
 use super::{
     attach::{is_bpffs, pinned_program},
     interface::{AttachedProgram, Interface},
-    netdev,
+    netdev, userspace,
 };
 use crate::config::{Config, XdpMode};
 
@@ -87,6 +88,9 @@ impl Item {
 /// Looks at everything that a relay with this configuration needs.
 #[must_use]
 pub fn check(config: &Config) -> Vec<Item> {
+    if config.xdp_mode == XdpMode::Userspace {
+        return vec![sockets(config), addresses(config), egress_ports(config), buffers()];
+    }
     let mut items = vec![kernel(), btf(), jit(), capabilities()];
     if config.xdp_persist {
         items.push(bpffs(&config.xdp_pin_dir));
@@ -299,7 +303,7 @@ fn native_xdp(interface: &Interface, mode: XdpMode) -> Item {
     let status = match mode {
         XdpMode::Native => Status::Failure,
         XdpMode::Auto => Status::Warning,
-        XdpMode::Generic => Status::Ok,
+        XdpMode::Generic | XdpMode::Userspace => Status::Ok,
     };
     match netdev::runs_xdp(interface.index) {
         Ok(Some(true)) => Item::ok(name, "yes"),
@@ -401,10 +405,14 @@ fn program_name(id: u32) -> Option<String> {
 /// Whether the host answers for the relay's addresses: nobody finds those that it has not.
 fn addresses(config: &Config) -> Item {
     let name = "addresses";
-    let names = config.interfaces.join(", ");
+    let (place, status) = match config.xdp_mode {
+        XdpMode::Userspace => ("this host".to_owned(), Status::Failure),
+        _ => (config.interfaces.join(", "), Status::Warning),
+    };
+    let counts = |name: &String| config.xdp_mode == XdpMode::Userspace || config.interfaces.contains(name);
     let held: Vec<_> = match getifaddrs() {
         Ok(found) => found
-            .filter(|entry| config.interfaces.contains(&entry.interface_name))
+            .filter(|entry| counts(&entry.interface_name))
             .filter_map(|entry| {
                 let address = entry.address?;
                 let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
@@ -419,23 +427,96 @@ fn addresses(config: &Config) -> Item {
     let listeners = config.listen.iter().map(SocketAddr::ip);
     let mut missing: Vec<_> = listeners
         .chain(config.egress.iter().copied())
-        .filter(|ip| !held.contains(ip))
+        .filter(|ip| !(held.contains(ip) || ip.is_loopback() && ip.is_ipv4()))
         .collect();
     missing.sort();
     missing.dedup();
     if missing.is_empty() {
-        return Item::ok(name, format!("all on {names}"));
+        return Item::ok(name, format!("all on {place}"));
     }
     let list = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    Item::amiss(
-        name,
-        Status::Warning,
-        format!("{list} not on {names}"),
-        format!(
+    let fix = match config.xdp_mode {
+        XdpMode::Userspace => "give the host these addresses, or name its own in `listen` and `egress`".to_owned(),
+        _ => format!(
             "`ip address add ADDRESS dev {}`, unless a router sends their packets here",
             config.interfaces[0]
         ),
+    };
+    Item::amiss(name, status, format!("{list} not on {place}"), fix)
+}
+
+/// Whether every user can have a socket.
+fn sockets(config: &Config) -> Item {
+    let (name, room) = ("sockets", userspace::room());
+    let found = format!("one for each user: {} of at most {room}", config.max_users);
+    if config.max_users <= room {
+        return Item::ok(name, found);
+    }
+    Item::amiss(
+        name,
+        Status::Failure,
+        found,
+        "set max_users lower, or raise the limit of open files (RLIMIT_NOFILE): LimitNOFILE= of a systemd unit, \
+         `--ulimit nofile=` of a container, `ulimit -Hn`",
     )
+}
+
+/// Whether the kernel may give egress ports to other sockets before the relay has them.
+fn egress_ports(config: &Config) -> Item {
+    let name = "egress_ports";
+    let (first, last) = (config.first_egress_port, config.last_egress_port);
+    let found = format!("{first}-{last}");
+    let Some(ephemeral) = read_range("/proc/sys/net/ipv4/ip_local_port_range") else {
+        return Item::ok(name, found);
+    };
+    let reserved = fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+    let is_reserved = |port: u16| {
+        let mut ranges = reserved.trim().split(',').filter_map(|range| parse_range(range, '-'));
+        ranges.any(|range| range.contains(&port))
+    };
+    let (low, high) = (first.max(*ephemeral.start()), last.min(*ephemeral.end()));
+    if low > high || (low..=high).all(is_reserved) {
+        return Item::ok(name, found);
+    }
+    Item::amiss(
+        name,
+        Status::Warning,
+        format!("{found}: the kernel gives {low}-{high} to any program that asks for a port"),
+        format!(
+            "`sysctl net.ipv4.ip_local_reserved_ports={low}-{high}`, or choose egress_ports below {}; users whose port \
+             is taken wait until it is free",
+            ephemeral.start()
+        ),
+    )
+}
+
+/// Whether listeners may queue what arrives at once.
+fn buffers() -> Item {
+    let (name, path) = ("buffers", "/proc/sys/net/core/rmem_max");
+    let wanted = userspace::LISTENER_BYTES;
+    match fs::read_to_string(path)
+        .ok()
+        .and_then(|text| text.trim().parse::<usize>().ok())
+    {
+        Some(most) if most < wanted => Item::amiss(
+            name,
+            Status::Warning,
+            format!("a listener may queue {most} bytes; what arrives in a burst beyond that is lost, uncounted"),
+            format!("`sysctl net.core.rmem_max={wanted} net.core.wmem_max={wanted}`"),
+        ),
+        Some(_) => Item::ok(name, format!("a listener may queue {wanted} bytes")),
+        None => Item::ok(name, format!("{path} is not shown here")),
+    }
+}
+
+fn read_range(path: &str) -> Option<RangeInclusive<u16>> {
+    parse_range(fs::read_to_string(path).ok()?.trim(), '\t')
+}
+
+/// A range of ports, or a single one.
+fn parse_range(text: &str, between: char) -> Option<RangeInclusive<u16>> {
+    let (first, last) = text.split_once(between).unwrap_or((text, text));
+    Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
 }
 
 #[cfg(test)]
@@ -454,6 +535,14 @@ mod tests {
         assert_eq!(names(1 << 12 | 1 << 39), ["CAP_PERFMON"]);
         assert_eq!(names(1 << SYS_ADMIN), ["CAP_NET_ADMIN"]);
         assert!(names(1 << 12 | 1 << SYS_ADMIN).is_empty());
+    }
+
+    #[test]
+    fn ranges_of_ports_are_read_with_either_separator() {
+        assert_eq!(parse_range("32768\t60999", '\t'), Some(32768..=60999));
+        assert_eq!(parse_range("10000-10999", '-'), Some(10000..=10999));
+        assert_eq!(parse_range("8080", '-'), Some(8080..=8080));
+        assert_eq!(parse_range("", '-'), None);
     }
 
     #[test]

@@ -15,15 +15,12 @@ use relay_ebpf::{
     token,
     wire::{Address, Be16},
 };
-use rustix::{
-    io::Errno,
-    thread::{MembarrierCommand, membarrier},
-};
+use rustix::io::Errno;
 
 use super::{
     PublishReport, PublishedUser,
     clock::{Clock, ClockError},
-    maps::Maps,
+    plane::Tables,
 };
 
 /// Why users could not be published.
@@ -123,9 +120,9 @@ pub struct Publisher {
 impl Publisher {
     /// A publisher for maps in which others may have published before: their destinations keep their entries.
     #[must_use]
-    pub fn adopt(maps: &Maps, numbering: Numbering, clock: Clock) -> Self {
+    pub fn adopt(tables: &dyn Tables, numbering: Numbering, clock: Clock) -> Self {
         let mut destinations = Destinations::default();
-        for (index, entry) in maps.destinations().iter().enumerate() {
+        for (index, entry) in tables.destinations().iter().enumerate() {
             let (address, port) = entry.endpoint(&HostMemory);
             if address != Address::default() {
                 let endpoint = SocketAddr::new(address.into(), port.get());
@@ -143,6 +140,12 @@ impl Publisher {
     /// Takes over other settings; users must be published again.
     pub fn renumber(&mut self, numbering: Numbering) {
         self.numbering = numbering;
+    }
+
+    /// How slots map to egress addresses and ports.
+    #[must_use]
+    pub fn numbering(&self) -> &Numbering {
+        &self.numbering
     }
 
     /// Destinations in use, and their entries.
@@ -170,12 +173,12 @@ impl Publisher {
     ///
     /// # Errors
     /// Before anything is changed: a slot or destination that cannot be. See [`PublishError`].
-    pub fn publish_all(&mut self, maps: &Maps, users: &[PublishedUser]) -> Result<PublishReport, PublishError> {
+    pub fn publish_all(&mut self, tables: &dyn Tables, users: &[PublishedUser]) -> Result<PublishReport, PublishError> {
         let start = Instant::now();
         for user in users {
-            self.check(maps, user)?;
+            self.check(tables, user)?;
         }
-        let mut wanted = vec![false; maps.slots().len()];
+        let mut wanted = vec![false; tables.slots().len()];
         for user in users {
             wanted[user.slot as usize] = true;
         }
@@ -183,14 +186,14 @@ impl Publisher {
             users: users.len(),
             ..PublishReport::default()
         };
-        for (slot, SlotEntry { user, .. }) in maps.slots().iter().enumerate() {
+        for (slot, SlotEntry { user, .. }) in tables.slots().iter().enumerate() {
             if !wanted[slot] && user.get(&HostMemory).is_some() {
                 user.clear(&HostMemory);
                 self.release(slot as u32);
                 report.removed += 1;
             }
         }
-        (report.written, report.kept) = self.publish(maps, users)?;
+        (report.written, report.kept) = self.publish(tables, users)?;
         report.took = start.elapsed();
         Ok(report)
     }
@@ -200,14 +203,14 @@ impl Publisher {
     ///
     /// # Errors
     /// See [`PublishError`]; the users before the one at fault are published.
-    pub fn publish(&mut self, maps: &Maps, users: &[PublishedUser]) -> Result<(usize, usize), PublishError> {
+    pub fn publish(&mut self, tables: &dyn Tables, users: &[PublishedUser]) -> Result<(usize, usize), PublishError> {
         let mut changing = Vec::with_capacity(users.len());
         let mut in_flight = false;
         let mut kept = 0;
         for user in users {
-            self.check(maps, user)?;
-            let fields = self.fields(maps, user)?;
-            let entry = &maps.slots()[user.slot as usize].user;
+            self.check(tables, user)?;
+            let fields = self.fields(tables, user)?;
+            let entry = &tables.slots()[user.slot as usize].user;
             match entry.get(&HostMemory) {
                 Some(old) if old.salt == fields.salt && old.key == fields.key => {
                     entry.write_fields(&HostMemory, &fields);
@@ -222,10 +225,10 @@ impl Publisher {
             }
         }
         if in_flight {
-            wait_for_packets_in_flight()?;
+            tables.wait_for_packets_in_flight()?;
         }
         for (slot, fields) in &changing {
-            write(&maps.slots()[*slot as usize], fields);
+            write(&tables.slots()[*slot as usize], fields);
         }
         Ok((changing.len(), kept))
     }
@@ -234,15 +237,15 @@ impl Publisher {
     ///
     /// # Errors
     /// [`PublishError::NoSlot`].
-    pub fn remove(&mut self, maps: &Maps, slot: u32) -> Result<(), PublishError> {
-        let max_users = maps.slots().len();
-        let SlotEntry { user: entry, .. } = maps
+    pub fn remove(&mut self, tables: &dyn Tables, slot: u32) -> Result<(), PublishError> {
+        let max_users = tables.slots().len();
+        let SlotEntry { user: entry, .. } = tables
             .slots()
             .get(slot as usize)
             .ok_or(PublishError::NoSlot { slot, max_users })?;
         entry.clear(&HostMemory);
         // Its next user must not meet what this one's packets in flight still write.
-        wait_for_packets_in_flight()?;
+        tables.wait_for_packets_in_flight()?;
         self.release(slot);
         Ok(())
     }
@@ -251,18 +254,18 @@ impl Publisher {
     ///
     /// # Errors
     /// If the clocks cannot be read.
-    pub fn republish_expiries(&mut self, maps: &Maps) -> Result<(), PublishError> {
+    pub fn republish_expiries(&mut self, tables: &dyn Tables) -> Result<(), PublishError> {
         let expiring: Vec<PublishedUser> = self
             .users
             .values()
             .filter(|user| user.expires_at.is_some())
             .cloned()
             .collect();
-        self.publish(maps, &expiring).map(|_| ())
+        self.publish(tables, &expiring).map(|_| ())
     }
 
-    fn check(&self, maps: &Maps, user: &PublishedUser) -> Result<(), PublishError> {
-        let max_users = maps.slots().len();
+    fn check(&self, tables: &dyn Tables, user: &PublishedUser) -> Result<(), PublishError> {
+        let max_users = tables.slots().len();
         if user.slot as usize >= max_users {
             return Err(PublishError::NoSlot {
                 slot: user.slot,
@@ -280,11 +283,11 @@ impl Publisher {
         Ok(())
     }
 
-    fn fields(&mut self, maps: &Maps, user: &PublishedUser) -> Result<User, PublishError> {
+    fn fields(&mut self, tables: &dyn Tables, user: &PublishedUser) -> Result<User, PublishError> {
         let (interval_ns, burst) = self.numbering.limit(user.rate, user.burst);
         let (egress, egress_port) = self.numbering.egress(user.slot);
         let expires_ns = self.clock.expiry_ns(user.expires_at)?;
-        let destination = self.hold(maps, user)?;
+        let destination = self.hold(tables, user)?;
         Ok(User {
             salt: user.salt,
             key: token::key(&user.key),
@@ -298,21 +301,21 @@ impl Publisher {
     }
 
     /// Finds or makes the entry of the user's destination, and lets go of the one that its slot held before.
-    fn hold(&mut self, maps: &Maps, user: &PublishedUser) -> Result<u32, PublishError> {
+    fn hold(&mut self, tables: &dyn Tables, user: &PublishedUser) -> Result<u32, PublishError> {
         let index = match self.destinations.index.get_mut(&user.to) {
             Some((index, users)) => {
                 *users += 1;
                 *index
             }
-            None => self.new_destination(maps, user.to)?,
+            None => self.new_destination(tables, user.to)?,
         };
         self.release(user.slot);
         self.users.insert(user.slot, user.clone());
         Ok(index)
     }
 
-    fn new_destination(&mut self, maps: &Maps, to: SocketAddr) -> Result<u32, PublishError> {
-        let entries = maps.destinations().len() as u32;
+    fn new_destination(&mut self, tables: &dyn Tables, to: SocketAddr) -> Result<u32, PublishError> {
+        let entries = tables.destinations().len() as u32;
         for tried in 0..entries {
             let index = (self.destinations.next + tried) % entries;
             let holder = self.destinations.by_index.get(&index);
@@ -322,8 +325,8 @@ impl Publisher {
             if in_use {
                 continue;
             }
-            let entry = &maps.destinations()[index as usize];
-            entry.set_next_hop(&HostMemory, None);
+            let entry = &tables.destinations()[index as usize];
+            entry.set_next_hop(&HostMemory, tables.known_next_hop());
             entry.set_endpoint(&HostMemory, Address::from(to.ip()), Be16::new(to.port()));
             self.destinations.insert(to, index, 1);
             self.destinations.next = (index + 1) % entries;
@@ -346,10 +349,4 @@ fn write(SlotEntry { user, state }: &SlotEntry, fields: &User) {
     user.write_fields(&HostMemory, fields);
     state.clear(&HostMemory);
     user.publish(&HostMemory, fields.salt);
-}
-
-/// Returns when every packet that was in the program when this was called is through it: the global barrier is
-/// synchronize_rcu() (kernel/sched/membarrier.c), and XDP runs in an RCU section.
-pub(super) fn wait_for_packets_in_flight() -> Result<(), PublishError> {
-    Ok(membarrier(MembarrierCommand::Global)?)
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use self::store::{Store, StoreError};
 use crate::{
-    config::{BURSTS, Config, RATES},
+    config::{BURSTS, Config, RATES, XdpMode},
     datapath::PublishedUser,
     datapath::blocklist,
     grant::{Grant, Secret},
@@ -118,7 +118,7 @@ impl NewUser {
         if self.to.port() == 0 {
             return invalid(format!("{} has no port: write one from 1 to 65535", self.to));
         }
-        if !is_destination(self.to.ip()) {
+        if !is_destination(self.to.ip(), config.xdp_mode) {
             return invalid(format!("{} is not the address of a host", self.to.ip()));
         }
         if !config.egress.iter().any(|egress| egress.is_ipv4() == self.to.is_ipv4()) {
@@ -180,13 +180,13 @@ fn listener_for(config: &Config, to: SocketAddr) -> Result<SocketAddr, Refusal> 
     })
 }
 
-fn is_destination(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => !(v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast() || v4.is_loopback()),
-        IpAddr::V6(v6) => {
-            !(v6.is_unspecified() || v6.is_multicast() || v6.is_loopback() || v6.to_ipv4_mapped().is_some())
-        }
-    }
+/// Whether packets can be sent to this address. Only sockets reach the host itself.
+fn is_destination(address: IpAddr, mode: XdpMode) -> bool {
+    let is_host = match address {
+        IpAddr::V4(v4) => !(v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()),
+        IpAddr::V6(v6) => !(v6.is_unspecified() || v6.is_multicast() || v6.to_ipv4_mapped().is_some()),
+    };
+    is_host && (mode == XdpMode::Userspace || !address.is_loopback())
 }
 
 /// Why users stay as they are.

@@ -3,13 +3,17 @@
 use std::{net::SocketAddr, time::Duration};
 
 use packet_lab::craft::{Checksum, UdpFrame, options_with_token};
+use rstest::rstest;
 use veth_tests::{
     client::{Client, PATIENCE, TOKEN_BYTES},
     echo::EchoServer,
     namespace::can_run,
     net::{Family, Trio},
     raw::FrameSocket,
-    relay::Relay,
+    relay::{
+        Mode::{self, Native, Userspace},
+        Relay,
+    },
     wait,
 };
 
@@ -18,13 +22,15 @@ const FIRST_EGRESS_PORT: u16 = 10_000;
 /// What the links carry.
 const MTU: usize = 1500;
 
-#[test]
-fn payload_of_every_size_goes_both_ways_in_both_families_and_leaves_from_the_slots_egress_port() {
+#[rstest]
+fn payload_of_every_size_goes_both_ways_in_both_families_and_leaves_from_the_slots_egress_port(
+    #[values(Native, Userspace)] mode: Mode,
+) {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
-    let relay = Relay::started(&net.relay);
+    let relay = Relay::started_in_mode(&net.relay, mode);
     for (id, family) in [(1, Family::V4), (2, Family::V6)] {
         let server = EchoServer::new(&net.server, family, 0);
         let grant = relay.add_user(id, server.address, &[]);
@@ -57,13 +63,13 @@ fn payload_of_every_size_goes_both_ways_in_both_families_and_leaves_from_the_slo
     }
 }
 
-#[test]
-fn ipv4_and_ipv6_clients_are_served_at_once() {
+#[rstest]
+fn ipv4_and_ipv6_clients_are_served_at_once(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
-    let relay = Relay::started(&net.relay);
+    let relay = Relay::started_in_mode(&net.relay, mode);
     let servers = Family::ALL.map(|family| EchoServer::new(&net.server, family, 7));
     let mut clients: Vec<_> = (0..6)
         .map(|id| {
@@ -82,13 +88,13 @@ fn ipv4_and_ipv6_clients_are_served_at_once() {
     }
 }
 
-#[test]
-fn clients_of_one_family_reach_destinations_of_the_other() {
+#[rstest]
+fn clients_of_one_family_reach_destinations_of_the_other(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
-    let relay = Relay::started(&net.relay);
+    let relay = Relay::started_in_mode(&net.relay, mode);
     for (id, (near, far)) in [(1, (Family::V4, Family::V6)), (2, (Family::V6, Family::V4))] {
         let server = EchoServer::new(&net.server, far, 0);
         let mut grant = relay.add_user(id, server.address, &[]);
@@ -119,13 +125,13 @@ fn clients_of_one_family_reach_destinations_of_the_other() {
     }
 }
 
-#[test]
-fn a_datagram_without_checksum_gets_one_on_its_way_to_ipv6() {
+#[rstest]
+fn a_datagram_without_checksum_gets_one_on_its_way_to_ipv6(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
-    let relay = Relay::started(&net.relay);
+    let relay = Relay::started_in_mode(&net.relay, mode);
     let server = EchoServer::new(&net.server, Family::V6, 0);
     let mut grant = relay.add_user(1, server.address, &[]);
     grant.relay = SocketAddr::new(net.relay.address(Family::V4), 4500);
@@ -213,14 +219,14 @@ fn where_tokens_travel_in_options_alone_those_in_udp_are_dropped() {
     relay.expect_moved(&before, &[("uplink", "truncated", 1)]);
 }
 
-#[test]
-fn a_ping_comes_back_byte_for_byte_and_reaches_no_destination() {
+#[rstest]
+fn a_ping_comes_back_byte_for_byte_and_reaches_no_destination(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
     for protection in [true, false] {
-        let mut relay = Relay::new(&net.relay);
+        let mut relay = Relay::in_mode(&net.relay, mode);
         relay.set("header_protection", protection);
         relay.start();
         for (id, family) in [(1, Family::V4), (2, Family::V6)] {

@@ -7,21 +7,25 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rstest::rstest;
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use veth_tests::{
     client::{Client, Grant, PATIENCE, is_refused, receive},
     echo::EchoServer,
     namespace::can_run,
     net::{Family, Trio},
-    relay::Relay,
+    relay::{
+        Mode::{self, Native, Userspace},
+        Relay,
+    },
     wait,
 };
 
 use crate::exchange::wait_until_resolved;
 
 /// A relay with a user whose destination answers.
-fn served<'a>(net: &'a Trio, family: Family, options: &[&str]) -> (Relay<'a>, EchoServer, Client) {
-    let relay = Relay::started(&net.relay);
+fn served<'a>(net: &'a Trio, mode: Mode, family: Family, options: &[&str]) -> (Relay<'a>, EchoServer, Client) {
+    let relay = Relay::started_in_mode(&net.relay, mode);
     let server = EchoServer::new(&net.server, family, 0);
     let grant = relay.add_user(1, server.address, options);
     let mut client = Client::new(&net.client, &grant);
@@ -29,14 +33,14 @@ fn served<'a>(net: &'a Trio, family: Family, options: &[&str]) -> (Relay<'a>, Ec
     (relay, server, client)
 }
 
-#[test]
-fn a_replayed_packet_is_dropped_and_counted_also_from_another_address() {
+#[rstest]
+fn a_replayed_packet_is_dropped_and_counted_also_from_another_address(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
     for family in Family::ALL {
-        let (relay, server, mut client) = served(&net, family, &[]);
+        let (relay, server, mut client) = served(&net, mode, family, &[]);
         let captured = client.send(b"once");
         assert_eq!(client.receive(), b"once");
         let (before, at_server) = (relay.counters(), server.count());
@@ -50,13 +54,13 @@ fn a_replayed_packet_is_dropped_and_counted_also_from_another_address() {
     }
 }
 
-#[test]
-fn packets_out_of_order_get_through_once_each_within_the_replay_window() {
+#[rstest]
+fn packets_out_of_order_get_through_once_each_within_the_replay_window(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
-    let (relay, _server, mut client) = served(&net, Family::V4, &[]);
+    let (relay, _server, mut client) = served(&net, mode, Family::V4, &[]);
     let mut packets: Vec<_> = (0..100u8).map(|number| client.seal(&[number])).collect();
     packets.reverse();
     let before = relay.counters();
@@ -85,8 +89,8 @@ fn packets_out_of_order_get_through_once_each_within_the_replay_window() {
     relay.expect_moved(&before, &[("uplink", "replayed", 1)]);
 }
 
-#[test]
-fn answers_follow_a_client_that_moves_and_an_old_packet_does_not_move_it() {
+#[rstest]
+fn answers_follow_a_client_that_moves_and_an_old_packet_does_not_move_it(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
@@ -94,7 +98,7 @@ fn answers_follow_a_client_that_moves_and_an_old_packet_does_not_move_it() {
     net.client.ip("address add 192.0.2.77/24 dev eth0");
     net.client.ip("address add 2001:db8::77/64 dev eth0 nodad");
     for (family, other_address) in [(Family::V4, "192.0.2.77:0"), (Family::V6, "[2001:db8::77]:0")] {
-        let (relay, _server, mut client) = served(&net, family, &[]);
+        let (relay, _server, mut client) = served(&net, mode, family, &[]);
         // Sealed before those that move the client, and kept back by an attacker who sees everything.
         let kept_back = client.seal(b"kept back");
         let captured = client.send(b"from here");
@@ -123,14 +127,14 @@ fn answers_follow_a_client_that_moves_and_an_old_packet_does_not_move_it() {
     }
 }
 
-#[test]
-fn a_grant_ends_when_it_expires() {
+#[rstest]
+fn a_grant_ends_when_it_expires(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
     let began = Instant::now();
-    let (relay, server, mut client) = served(&net, Family::V4, &["--expires-in", "2s"]);
+    let (relay, server, mut client) = served(&net, mode, Family::V4, &["--expires-in", "2s"]);
     let before = relay.counters();
     let last = wait::until("the end of the grant", PATIENCE, || {
         let sent = Instant::now();
@@ -158,14 +162,14 @@ fn a_grant_ends_when_it_expires() {
     assert_eq!(server.count(), at_server);
 }
 
-#[test]
-fn a_user_sends_its_burst_at_once_and_its_rate_after_that() {
+#[rstest]
+fn a_user_sends_its_burst_at_once_and_its_rate_after_that(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
     let (rate, burst, sent) = (100, 50, 400);
     let net = Trio::new();
-    let relay = Relay::started(&net.relay);
+    let relay = Relay::started_in_mode(&net.relay, mode);
     let server = EchoServer::new(&net.server, Family::V4, 0);
     // The neighbour of its own is found by the packets of another user, so that this one's budget is whole.
     let mut other = Client::new(&net.client, &relay.add_user(1, server.address, &[]));
@@ -210,14 +214,14 @@ fn a_user_sends_its_burst_at_once_and_its_rate_after_that() {
     });
 }
 
-#[test]
-fn a_packet_with_anything_changed_is_dropped_and_a_valid_one_gets_through() {
+#[rstest]
+fn a_packet_with_anything_changed_is_dropped_and_a_valid_one_gets_through(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
     for family in Family::ALL {
-        let (relay, _server, mut client) = served(&net, family, &[]);
+        let (relay, _server, mut client) = served(&net, mode, family, &[]);
         let before = relay.counters();
         let longer = [client.seal(b"payload"), vec![0]].concat();
         client.send_raw(&longer);
@@ -262,8 +266,8 @@ fn a_packet_with_anything_changed_is_dropped_and_a_valid_one_gets_through() {
     }
 }
 
-#[test]
-fn the_blocklist_ends_and_unblocking_resumes_the_service_of_a_source() {
+#[rstest]
+fn the_blocklist_ends_and_unblocking_resumes_the_service_of_a_source(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
@@ -274,7 +278,7 @@ fn the_blocklist_ends_and_unblocking_resumes_the_service_of_a_source() {
         (Family::V4, "192.0.2.2/32", "192.0.2.99:0"),
         (Family::V6, "2001:db8::2/127", "[2001:db8::99]:0"),
     ] {
-        let (relay, _server, mut client) = served(&net, family, &[]);
+        let (relay, _server, mut client) = served(&net, mode, family, &[]);
         relay.cli(&["block", "add", prefix]).succeeded();
         let list = relay.cli(&["block", "list", "--json"]).json();
         assert!(list.to_string().contains(prefix), "{list}");
@@ -291,13 +295,13 @@ fn the_blocklist_ends_and_unblocking_resumes_the_service_of_a_source() {
     }
 }
 
-#[test]
-fn of_ten_thousand_blocked_prefixes_each_is_dropped_and_nobody_else() {
+#[rstest]
+fn of_ten_thousand_blocked_prefixes_each_is_dropped_and_nobody_else(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
-    let (mut relay, _server, mut client) = served(&net, Family::V4, &[]);
+    let (mut relay, _server, mut client) = served(&net, mode, Family::V4, &[]);
     // Every other /24 of 10.0.0.0/8, and as many of IPv6.
     let prefixes = |nth: u32| {
         let [_, _, middle, low] = (2 * nth).to_be_bytes();
@@ -340,15 +344,15 @@ fn of_ten_thousand_blocked_prefixes_each_is_dropped_and_nobody_else() {
     check(&relay, &mut client);
 }
 
-#[test]
-fn unsolicited_packets_to_an_egress_port_reach_no_client() {
+#[rstest]
+fn unsolicited_packets_to_an_egress_port_reach_no_client(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
     for family in Family::ALL {
         for unmatched in ["pass", "drop"] {
-            let mut relay = Relay::new(&net.relay);
+            let mut relay = Relay::in_mode(&net.relay, mode);
             relay.set("unmatched", unmatched);
             relay.start();
             let server = EchoServer::new(&net.server, family, 0);
@@ -360,23 +364,25 @@ fn unsolicited_packets_to_an_egress_port_reach_no_client() {
             stranger.send_to(b"let me in", egress).unwrap();
             relay.expect_moved(&before, &[("downlink", "unsolicited", 1)]);
             assert_eq!(client.receive_within(Duration::from_millis(50)), None);
-            // Passed to the host, which has no such port and says so; dropped, nobody hears anything.
+            // Passed to the host, which has no such port and says so, unless the relay has it; dropped, nobody hears
+            // anything.
             let answer = stranger.connect(egress).and_then(|()| stranger.send(b"let me in"));
             answer.unwrap();
             let refused = is_refused(&stranger, Duration::from_millis(300));
-            assert_eq!(refused, unmatched == "pass", "with unmatched = {unmatched:?}");
+            let expected = unmatched == "pass" && mode == Native;
+            assert_eq!(refused, expected, "with unmatched = {unmatched:?}");
             client.exchange(b"as before");
         }
     }
 }
 
-#[test]
-fn a_packet_without_hops_left_or_too_big_for_the_route_is_dropped() {
+#[rstest]
+fn a_packet_without_hops_left_or_too_big_for_the_route_is_dropped(#[values(Native, Userspace)] mode: Mode) {
     if !can_run("relaying") {
         return;
     }
     let net = Trio::new();
-    let (relay, _server, mut client) = served(&net, Family::V4, &[]);
+    let (relay, _server, mut client) = served(&net, mode, Family::V4, &[]);
     client.socket.set_ttl(1).unwrap();
     let before = relay.counters();
     client.send(b"one hop left");

@@ -15,3 +15,4 @@ mod persistence;
 mod proxy;
 mod surroundings;
 mod throughput;
+mod userspace;
