@@ -99,10 +99,7 @@ impl Loaded {
     /// # Errors
     /// See [`LoadError`]; nothing stays loaded.
     pub fn from_object(object: &[u8], options: &LoadOptions<'_>) -> Result<Self, LoadError> {
-        // What the kernel says to a load without them depends on which one is missing, and is no help.
-        if let Some(missing) = preflight::missing_capabilities() {
-            return Err(LoadError::Capabilities { missing });
-        }
+        require_capabilities()?;
         let settings = &options.settings;
         let mut loader = EbpfLoader::new();
         // The program touches no structure of the kernel's whose layout it would have to be told.
@@ -138,6 +135,17 @@ impl Loaded {
     /// None once loaded.
     pub fn clock(&mut self) -> Result<&mut Xdp, LoadError> {
         program(&mut self.ebpf, layout::CLOCK_PROGRAM)
+    }
+}
+
+/// What the kernel says without them depends on which one is missing and what was tried, and is no help.
+///
+/// # Errors
+/// [`LoadError::Capabilities`].
+pub(super) fn require_capabilities() -> Result<(), LoadError> {
+    match preflight::missing_capabilities() {
+        Some(missing) => Err(LoadError::Capabilities { missing }),
+        None => Ok(()),
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
     maps::{self, MapsError, Ports},
     numbers::Numbered,
     plane::{Plane, Tables},
-    program::{LoadOptions, Loaded},
+    program::{self, LoadOptions, Loaded},
     publish::{Numbering, PublishError},
 };
 use crate::config::{Config, XdpMode};
@@ -43,6 +43,7 @@ pub(super) struct XdpPlane {
 impl XdpPlane {
     /// Loads the program for the interfaces of this configuration, and adopts pinned maps or makes new ones.
     pub(super) fn load(config: &Config, settings: Settings) -> Result<Self, DatapathError> {
+        program::require_capabilities()?;
         let interfaces = read_interfaces(config)?;
         let pins = match config.xdp_persist {
             true => Some(Pins::open(&config.xdp_pin_dir, config.max_users, &interfaces)?),
