@@ -194,8 +194,8 @@ fn report(ctx: &XdpContext, platform: &impl Platform, reason: u8, direction: u8,
     let mut last = bytes.min(EVENT_BYTES as u64).wrapping_sub(1);
     // SAFETY: arithmetic in a register.
     unsafe {
-        asm!("{0} &= {1}", inout(reg) last, const EVENT_BYTES - 1, options(pure, nomem, nostack, preserves_flags))
-    };
+        asm!("{0} &= {1}", inout(reg) last, const EVENT_BYTES - 1, options(pure, nomem, nostack, preserves_flags));
+    }
     let captured = last + 1;
     let Some(mut entry) = EVENTS.reserve::<DropEvent>(0) else {
         return;

@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
@@ -51,12 +51,14 @@ pub async fn execute(args: Args) -> Result<ExitCode, CliError> {
         admin = %config.admin.display(),
         "relaying"
     );
+    // Before anybody can be told that it is ready, and ends it.
+    let signals = Signals::listen().map_err(CliError::other)?;
     let (stopping, stopped) = watch::channel(());
     let mut servers = JoinSet::new();
     servers.spawn(http::serve(http, relay.clone(), ended(stopped.clone())));
     servers.spawn(socket.serve(relay.clone(), ended(stopped)));
     let followers = follow(&relay);
-    let served = serve(&relay, &mut servers).await;
+    let served = serve(&relay, &mut servers, signals).await;
     relay.stop();
     drop(stopping);
     let finished = async { while servers.join_next().await.is_some() {} };
@@ -85,17 +87,34 @@ async fn ended(mut stopped: watch::Receiver<()>) {
     while stopped.changed().await.is_ok() {}
 }
 
+/// The signals that the relay heeds, from when they are listened for.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
 /// Serves until a signal ends it, or a server fails.
-async fn serve(relay: &Arc<Relay>, servers: &mut JoinSet<std::io::Result<()>>) -> Result<(), CliError> {
-    let listen = |kind| signal(kind).map_err(CliError::other);
-    let mut hangup = listen(SignalKind::hangup())?;
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
+async fn serve(
+    relay: &Arc<Relay>,
+    servers: &mut JoinSet<std::io::Result<()>>,
+    mut signals: Signals,
+) -> Result<(), CliError> {
     loop {
         tokio::select! {
-            _ = hangup.recv() => reload(relay).await,
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            _ = signals.hangup.recv() => reload(relay).await,
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
             Some(result) = servers.join_next() => {
                 return match result {
                     Ok(Err(error)) => Err(CliError::other(format!("a server ended: {error}"))),
