@@ -5,7 +5,7 @@ use crate::{
     layout::{MAX_LISTENERS, Settings, SlotEntry},
     platform::Platform,
     translate::{Envelope, Packet},
-    verdict::{Fate, Reason},
+    verdict::{Decision, Reason},
     wire::{
         Address, Be16, Frame,
         checksum::Change,
@@ -39,8 +39,8 @@ pub fn slot(settings: &Settings, address: Address, port: Be16) -> Option<u32> {
 
 /// Decides about a packet for the egress address and port of `slot`, and rewrites it if it is to be transmitted.
 #[inline(always)]
-pub fn process<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P, packet: &Packet<I>, slot: u32) -> Fate {
-    relay(frame, platform, packet, slot).unwrap_or_else(Fate::Settled)
+pub fn process<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P, packet: &Packet<I>, slot: u32) -> Decision {
+    relay(frame, platform, packet, slot).unwrap_or_else(Decision::settled)
 }
 
 #[inline(always)]
@@ -49,7 +49,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     platform: &P,
     packet: &Packet<I>,
     slot: u32,
-) -> Result<Fate, Reason> {
+) -> Result<Decision, Reason> {
     let settings = platform.settings();
     let unsolicited = Reason::Unsolicited;
     if slot >= settings.max_users {
@@ -96,8 +96,5 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     envelope.apply(frame, packet)?;
     platform.add(&state.downlink_packets, 1);
     platform.add(&state.downlink_bytes, payload as u64);
-    Ok(Fate::Sent {
-        reason: Reason::Relayed,
-        interface: client.interface,
-    })
+    Ok(Decision::sent(Reason::Relayed, client.interface))
 }

@@ -24,7 +24,7 @@ pub mod wire;
 use layout::{Listener, Settings};
 use platform::Platform;
 use translate::Packet;
-use verdict::{Direction, Fate, Reason, Verdict};
+use verdict::{Decision, Direction, Reason, Verdict};
 use wire::{Frame, ethernet, ip::Ip, ipv4::Ipv4, ipv6::Ipv6};
 
 /// What became of a packet.
@@ -53,40 +53,18 @@ impl Outcome {
     }
 }
 
-/// What is decided about a packet. All of it is done but what is rare.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Decision {
-    /// Which way it was going; uplink for unrelated traffic.
-    pub direction: Direction,
-    /// What becomes of it.
-    pub fate: Fate,
-    /// The number of the interface that it is to be sent out of, if that is another than it came in by.
-    pub redirect: Option<u8>,
-}
-
-const UNRELATED: Decision = Decision {
-    direction: Direction::Uplink,
-    fate: Fate::Settled(Reason::Unrelated),
-    redirect: None,
-};
+const UNRELATED: Decision = Decision::settled(Reason::Unrelated);
 
 /// Decides about a frame, rewrites it if it is to be transmitted, and answers it if it is to be answered. A frame that is
 /// to be passed is not changed.
 pub fn process<F: Frame, P: Platform>(frame: &mut F, platform: &P) -> Outcome {
-    let Decision {
-        direction,
-        fate,
-        redirect,
-    } = decide(frame, platform);
-    let answered = match fate {
-        Fate::TooBig { mtu } => errors::answer(frame, platform, mtu).is_some(),
-        Fate::Settled(_) | Fate::Sent { .. } => false,
-    };
+    let decision = decide(frame, platform);
+    let mtu = decision.told_mtu();
     Outcome {
-        direction,
-        reason: fate.reason(),
-        answered,
-        redirect,
+        direction: decision.direction(),
+        reason: decision.reason(),
+        answered: mtu.is_some_and(|mtu| errors::answer(frame, platform, mtu).is_some()),
+        redirect: decision.redirect(),
     }
 }
 
@@ -107,24 +85,16 @@ fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P) -> Deci
     };
     let settings = platform.settings();
     let interface = platform.number_of_ingress(frame);
-    let (direction, fate) = if let Some((listener, index)) = listener(settings, &packet) {
-        let fate = uplink::process(frame, platform, &packet, listener, index, interface);
-        (Direction::Uplink, fate)
+    let decision = if let Some((listener, index)) = listener(settings, &packet) {
+        uplink::process(frame, platform, &packet, listener, index, interface)
     } else if let Some(slot) = downlink::slot(settings, packet.ip.destination(), packet.udp.destination) {
-        (Direction::Downlink, downlink::process(frame, platform, &packet, slot))
+        downlink::process(frame, platform, &packet, slot).going(Direction::Downlink)
     } else {
         return UNRELATED;
     };
-    let redirect = match fate {
-        Fate::Sent { interface: egress, .. } if platform.has_several_interfaces() && egress != interface => {
-            Some(egress)
-        }
-        _ => None,
-    };
-    Decision {
-        direction,
-        fate,
-        redirect,
+    match decision.interface() {
+        Some(egress) if platform.has_several_interfaces() && egress != interface => decision.redirected(),
+        _ => decision,
     }
 }
 

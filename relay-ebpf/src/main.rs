@@ -29,13 +29,13 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use relay_ebpf::{
-    Decision, decide, errors,
+    decide, errors,
     layout::{
         BLOCKED, Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, MAX_INTERFACES, Settings,
         SlotEntry,
     },
     platform::{Memory, Platform, TRIES},
-    verdict::{COUNTERS, Fate, Verdict},
+    verdict::{COUNTERS, Verdict},
     wire::{Address, Frame, Word},
 };
 
@@ -113,18 +113,14 @@ fn run<const PLAIN: bool>(ctx: &XdpContext, platform: &Kernel<PLAIN>) -> u32 {
     let timer = Timer::start(platform.settings);
     let mut frame = PacketFrame::new(ctx);
     let bytes = frame.bytes() as u64;
-    let Decision {
-        direction,
-        fate,
-        redirect: port,
-    } = decide(&mut frame, platform);
-    let reason = fate.reason();
+    let decision = decide(&mut frame, platform);
+    let (reason, direction, port) = (decision.reason(), decision.direction(), decision.redirect());
     let nth = count(reason.counter(direction), bytes);
     let mut verdict = reason.verdict(platform.settings.drop_unmatched != 0, port.is_some());
     if let Verdict::Drop = verdict {
         report(ctx, platform, reason as u8, direction as u8, bytes, nth);
     }
-    if let Fate::TooBig { mtu } = fate
+    if let Some(mtu) = decision.told_mtu()
         && answer(ctx.ctx, mtu)
     {
         count(direction.answers(), frame.bytes() as u64);

@@ -2,7 +2,7 @@
 //! the same interface.
 
 use crate::{
-    verdict::{Fate, Reason},
+    verdict::{Decision, Reason},
     wire::{
         Be16, Frame, Mac,
         checksum::{self, Change},
@@ -76,16 +76,16 @@ impl Envelope {
     /// What becomes of a packet of family `I` if it does not fit a link that takes IP packets of `mtu` bytes. What its
     /// sender sends may be larger by what is taken off, and by as much as its header is longer.
     #[inline(always)]
-    pub fn check_size<I: Ip>(&self, mtu: usize) -> Option<Fate> {
+    pub fn check_size<I: Ip>(&self, mtu: usize) -> Option<Decision> {
         let header = if self.ip.destination.is_v4() {
             Ipv4::HEADER_BYTES
         } else {
             Ipv6::HEADER_BYTES
         };
         let bytes = header + self.ip.transport_bytes as usize;
-        (bytes > mtu).then_some(Fate::TooBig {
-            mtu: (mtu + self.strip + I::HEADER_BYTES).saturating_sub(header),
-        })
+        (bytes > mtu).then_some(Decision::too_big(
+            (mtu + self.strip + I::HEADER_BYTES).saturating_sub(header),
+        ))
     }
 
     /// Puts `packet` into this envelope, of the destination's family.

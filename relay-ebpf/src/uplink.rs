@@ -6,7 +6,7 @@ use crate::{
     platform::Platform,
     token::{self, TOKEN_BYTES, Token},
     translate::{Envelope, Packet},
-    verdict::{Fate, Reason},
+    verdict::{Decision, Reason},
     wire::{
         Address, Frame, Mac,
         checksum::Change,
@@ -29,8 +29,8 @@ pub fn process<F: Frame, P: Platform, I: Ip>(
     listener: &Listener,
     listener_index: u8,
     interface: u8,
-) -> Fate {
-    relay(frame, platform, packet, listener, listener_index, interface).unwrap_or_else(Fate::Settled)
+) -> Decision {
+    relay(frame, platform, packet, listener, listener_index, interface).unwrap_or_else(Decision::settled)
 }
 
 #[inline(always)]
@@ -41,7 +41,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     listener: &Listener,
     listener_index: u8,
     interface: u8,
-) -> Result<Fate, Reason> {
+) -> Result<Decision, Reason> {
     let settings = platform.settings();
     if packet.ip.is_fragment() {
         return Err(Reason::Fragment);
@@ -99,7 +99,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     }
     if payload == 0 {
         let reason = reflect(frame, packet, mac, platform.interface(interface).mac, carrier)?;
-        return Ok(Fate::Sent { reason, interface });
+        return Ok(Decision::sent(reason, interface));
     }
     let (envelope, next_hop) = address(platform, packet, &user, payload, carrier, travelled)?;
     if let Some(too_big) = envelope.check_size::<I>(next_hop.mtu as usize) {
@@ -108,10 +108,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     envelope.apply(frame, packet)?;
     platform.add(&state.uplink_packets, 1);
     platform.add(&state.uplink_bytes, payload as u64);
-    Ok(Fate::Sent {
-        reason: Reason::Relayed,
-        interface: next_hop.interface,
-    })
+    Ok(Decision::sent(Reason::Relayed, next_hop.interface))
 }
 
 /// Where a token travels.

@@ -74,6 +74,14 @@ macro_rules! reasons {
             /// Every reason, in the order of their numbers.
             pub const ALL: [Self; [$($name),+].len()] = [$(Self::$variant),+];
 
+            #[inline(always)]
+            const fn of(number: u8) -> Option<Self> {
+                match number {
+                    $(number if number == Self::$variant as u8 => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+
             /// The name in metrics, JSON, events and snapshots.
             #[must_use]
             pub const fn name(self) -> &'static str {
@@ -128,34 +136,107 @@ reasons! {
     Unsolicited => "unsolicited",
 }
 
-/// What a path makes of a packet.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Fate {
-    /// It is treated so, and nothing is left to do: it is not sent.
-    Settled(Reason),
-    /// It is rewritten, to be sent.
-    Sent {
-        /// Why.
-        reason: Reason,
-        /// The number of the interface that it leaves by.
-        interface: u8,
-    },
-    /// It is [`Reason::TooBig`], and its sender may be told that IP packets of `mtu` bytes get through.
-    TooBig {
-        /// The largest packet that the sender may send.
-        mtu: usize,
-    },
-}
+/// What is decided about a packet, in one word: apart, the compiled program would write each field anew before every
+/// branch that may be the last.
+///
+/// Bits 0..8 the reason, 8 the direction, 16..24 the number of the interface that the packet leaves by, 24 set if it is
+/// rewritten to be sent, 25 set if it leaves by another interface than it came in by, 26 set if its sender may be told
+/// how large packets may be, 32..64 that size.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub struct Decision(u64);
 
-impl Fate {
+impl Decision {
+    const DIRECTION: u32 = 8;
+    const INTERFACE: u32 = 16;
+    const SENT: u64 = 1 << 24;
+    const REDIRECTED: u64 = 1 << 25;
+    const TOO_BIG: u64 = 1 << 26;
+    const MTU: u32 = 32;
+
+    /// It is treated so, and nothing is left to do: it is not sent.
+    #[inline(always)]
+    #[must_use]
+    pub const fn settled(reason: Reason) -> Self {
+        Self(reason as u64)
+    }
+
+    /// It is rewritten, to be sent out of the interface with this number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sent(reason: Reason, interface: u8) -> Self {
+        Self(reason as u64 | (interface as u64) << Self::INTERFACE | Self::SENT)
+    }
+
+    /// It is [`Reason::TooBig`], and its sender may be told that IP packets of `mtu` bytes get through.
+    #[inline(always)]
+    #[must_use]
+    pub const fn too_big(mtu: usize) -> Self {
+        Self(Reason::TooBig as u64 | Self::TOO_BIG | (mtu as u64) << Self::MTU)
+    }
+
+    /// The same about a packet that goes this way.
+    #[inline(always)]
+    #[must_use]
+    pub const fn going(self, direction: Direction) -> Self {
+        Self(self.0 | (direction as u64) << Self::DIRECTION)
+    }
+
+    /// The same about a packet that leaves by another interface than it came in by.
+    #[inline(always)]
+    #[must_use]
+    pub const fn redirected(self) -> Self {
+        Self(self.0 | Self::REDIRECTED)
+    }
+
     /// Why the packet is treated so.
     #[inline(always)]
     #[must_use]
     pub const fn reason(self) -> Reason {
-        match self {
-            Self::Settled(reason) | Self::Sent { reason, .. } => reason,
-            Self::TooBig { .. } => Reason::TooBig,
+        match Reason::of(self.0 as u8) {
+            Some(reason) => reason,
+            None => Reason::Unrelated,
         }
+    }
+
+    /// Which way it was going; uplink for unrelated traffic.
+    #[inline(always)]
+    #[must_use]
+    pub const fn direction(self) -> Direction {
+        if self.0 >> Self::DIRECTION & 1 == 0 {
+            Direction::Uplink
+        } else {
+            Direction::Downlink
+        }
+    }
+
+    /// The number of the interface that it leaves by, if it is sent.
+    #[inline(always)]
+    #[must_use]
+    pub const fn interface(self) -> Option<u8> {
+        if self.0 & Self::SENT == 0 {
+            return None;
+        }
+        Some((self.0 >> Self::INTERFACE) as u8)
+    }
+
+    /// The number of the interface that it leaves by, if it is sent and that is another than it came in by.
+    #[inline(always)]
+    #[must_use]
+    pub const fn redirect(self) -> Option<u8> {
+        if self.0 & Self::REDIRECTED == 0 {
+            return None;
+        }
+        self.interface()
+    }
+
+    /// The largest packet that its sender may send, if the sender may be told.
+    #[inline(always)]
+    #[must_use]
+    pub const fn told_mtu(self) -> Option<usize> {
+        if self.0 & Self::TOO_BIG == 0 {
+            return None;
+        }
+        Some((self.0 >> Self::MTU) as usize)
     }
 }
 
