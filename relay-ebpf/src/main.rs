@@ -35,7 +35,7 @@ use relay_ebpf::{
         SlotEntry,
     },
     platform::{Memory, Platform, TRIES},
-    verdict::{COUNTERS, Verdict},
+    verdict::{COUNTERS, Decision, Verdict},
     wire::{Address, Frame, Word},
 };
 
@@ -113,7 +113,9 @@ fn run<const PLAIN: bool>(ctx: &XdpContext, platform: &Kernel<PLAIN>) -> u32 {
     let timer = Timer::start(platform.settings);
     let mut frame = PacketFrame::new(ctx);
     let bytes = frame.bytes() as u64;
-    let decision = decide(&mut frame, platform);
+    // Opaque, or the compiler keeps what follows from each decision in further words.
+    let decided = decide(&mut frame, platform);
+    let decision = Decision::from_word(frame.unknown(decided.word()));
     let (reason, direction, port) = (decision.reason(), decision.direction(), decision.redirect());
     let nth = count(reason.counter(direction), bytes);
     let mut verdict = reason.verdict(platform.settings.drop_unmatched != 0, port.is_some());

@@ -188,6 +188,20 @@ impl Decision {
         Self(self.0 | Self::REDIRECTED)
     }
 
+    /// The word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The decision that this is the [word](Self::word) of.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: usize) -> Self {
+        Self(word as u64)
+    }
+
     /// Why the packet is treated so.
     #[inline(always)]
     #[must_use]
