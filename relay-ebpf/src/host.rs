@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::{boxed::Box, vec::Vec};
 
 use crate::{
-    layout::{BLOCKED, Control, DestinationEntry, PrefixKey, Settings, SlotEntry},
+    layout::{BLOCKED, Control, DestinationEntry, PrefixKey, SaltEntry, Settings, SlotEntry},
     platform::{Memory, Platform},
     wire::{Address, Frame, Word},
 };
@@ -19,6 +19,8 @@ pub struct Host {
     pub settings: Settings,
     /// Users and their states, by slot.
     pub slots: Box<[SlotEntry]>,
+    /// By slot / [`SaltEntry::SLOTS`].
+    pub salts: Box<[SaltEntry]>,
     /// By index.
     pub destinations: Box<[DestinationEntry]>,
     /// The clock and the blocklist's generation.
@@ -34,6 +36,9 @@ impl Host {
         Self {
             settings,
             slots: (0..settings.max_users).map(|_| SlotEntry::default()).collect(),
+            salts: (0..SaltEntry::count(settings.max_users))
+                .map(|_| SaltEntry::default())
+                .collect(),
             destinations: (0..settings.max_destinations)
                 .map(|_| DestinationEntry::default())
                 .collect(),
@@ -54,6 +59,10 @@ impl Platform for Host {
 
     fn slot(&self, slot: u32) -> Option<&SlotEntry> {
         self.slots.get(slot as usize)
+    }
+
+    fn salts(&self, index: u32) -> Option<&SaltEntry> {
+        self.salts.get(index as usize)
     }
 
     fn destination(&self, index: u32) -> Option<&DestinationEntry> {

@@ -13,12 +13,15 @@ use crate::{
 };
 
 /// Grows when the meaning or size of anything in a pinned map changes.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// The names of the maps, as the kernel and the pin directory know them (at most 15 bytes, or pins are not reused).
 pub mod map {
     /// ARRAY of [`SlotEntry`](super::SlotEntry), by slot: users, and what is kept of each.
     pub const USERS: &str = "user_map";
+    /// ARRAY of [`SaltEntry`](super::SaltEntry), by slot / [`SaltEntry::SLOTS`](super::SaltEntry::SLOTS); written by the
+    /// control process.
+    pub const SALTS: &str = "salt_map";
     /// ARRAY of [`DestinationEntry`](super::DestinationEntry); written by the control process.
     pub const DESTINATIONS: &str = "dest_map";
     /// LPM_TRIE from [`PrefixKey`](super::PrefixKey) to [`BLOCKED`](super::BLOCKED) or [`SPARED`](super::SPARED):
@@ -299,6 +302,48 @@ impl UserEntry {
     }
 }
 
+/// One byte of the salt of each of so many slots, which a packet's salt is compared with before anything of its slot is
+/// read. A byte a user stays in the processor's caches, where all of `user_map` does not: of packets with made-up
+/// handles, one in 256 waits for memory.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct SaltEntry {
+    /// The slot with the lowest number in the lowest byte of the first.
+    words: [AtomicU64; 8],
+}
+
+impl SaltEntry {
+    /// Slots of one entry: a cache line.
+    pub const SLOTS: u32 = 64;
+
+    /// How many entries there are for so many slots.
+    #[must_use]
+    pub const fn count(max_users: u32) -> u32 {
+        max_users.div_ceil(Self::SLOTS)
+    }
+
+    /// Whether the user in this slot may have this salt.
+    #[inline(always)]
+    #[must_use]
+    pub fn admits<M: Memory>(&self, memory: &M, slot: u32, salt: u32) -> bool {
+        let (word, shift) = self.place(slot);
+        (memory.load(word) >> shift) as u8 == salt as u8
+    }
+
+    /// Notes the salt of the user that is published in this slot; that one is taken out need not be noted. There is one
+    /// writer at a time.
+    pub fn note<M: Memory>(&self, memory: &M, slot: u32, salt: u32) {
+        let (word, shift) = self.place(slot);
+        let others = memory.load(word) & !(0xff << shift);
+        memory.store(word, others | (salt as u8 as u64) << shift);
+    }
+
+    #[inline(always)]
+    fn place(&self, slot: u32) -> (&AtomicU64, u32) {
+        (&self.words[(slot / 8) as usize % 8], slot % 8 * 8)
+    }
+}
+
 /// One user's state, shared by all CPUs: changed by compare-and-swap and atomic addition only. All zero for a new user.
 /// A packet touches the user's line, the next one, and uplink one word of the window.
 #[derive(Debug, Default)]
@@ -514,6 +559,7 @@ const _: () = {
     assert!(size_of::<Control>() == 24);
     assert!(size_of::<SlotEntry>() == 256);
     assert!(offset_of!(SlotEntry, state.tat_ns) == 64 && offset_of!(SlotEntry, state.window) == 128);
+    assert!(size_of::<SaltEntry>() == 64);
     assert!(size_of::<DestinationEntry>() == 64);
     assert!(size_of::<PrefixKey>() == 20);
     assert!(size_of::<Latency>() == 16 + 8 * LATENCY_BUCKETS);

@@ -31,8 +31,8 @@ use aya_ebpf::{
 use relay_ebpf::{
     decide, errors,
     layout::{
-        BLOCKED, Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, MAX_INTERFACES, Settings,
-        SlotEntry,
+        BLOCKED, Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, MAX_INTERFACES,
+        SaltEntry, Settings, SlotEntry,
     },
     platform::{Memory, Platform, TRIES},
     verdict::{COUNTERS, Decision, Verdict},
@@ -79,6 +79,8 @@ static SETTINGS: Settings = Settings {
 
 #[map(name = "user_map")]
 static USERS: Array<SlotEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
+#[map(name = "salt_map")]
+static SALTS: Array<SaltEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
 #[map(name = "dest_map")]
 static DESTINATIONS: Array<DestinationEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
 #[map(name = "control")]
@@ -338,6 +340,11 @@ impl<const PLAIN: bool> Platform for Kernel<PLAIN> {
     #[inline(always)]
     fn slot(&self, slot: u32) -> Option<&SlotEntry> {
         USERS.get(slot)
+    }
+
+    #[inline(always)]
+    fn salts(&self, index: u32) -> Option<&SaltEntry> {
+        SALTS.get(index)
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 use core::sync::atomic::AtomicU64;
 
 use crate::{
-    layout::{DestinationEntry, Interface, MAX_INTERFACES, Settings, SlotEntry, option_carrier},
+    layout::{DestinationEntry, Interface, MAX_INTERFACES, SaltEntry, Settings, SlotEntry, option_carrier},
     wire::{Address, Frame},
 };
 
@@ -56,6 +56,9 @@ pub trait Platform: Memory {
 
     /// A slot: its user and what is kept of it, `None` past the end of the map.
     fn slot(&self, slot: u32) -> Option<&SlotEntry>;
+
+    /// Salts of slots, `None` past the end of the map.
+    fn salts(&self, index: u32) -> Option<&SaltEntry>;
 
     /// A destination, `None` past the end of the map.
     fn destination(&self, index: u32) -> Option<&DestinationEntry>;

@@ -2,7 +2,7 @@
 
 use crate::{
     admission::{self, Client},
-    layout::{Listener, MAX_EGRESS, NextHop, Settings, SlotEntry, User, option_carrier},
+    layout::{Listener, MAX_EGRESS, NextHop, SaltEntry, Settings, SlotEntry, User, option_carrier},
     platform::Platform,
     token::{self, TOKEN_BYTES, Token},
     translate::{Envelope, Packet},
@@ -54,6 +54,10 @@ fn relay<F: Frame, P: Platform, I: Ip>(
 
     let slot = token.slot();
     if slot >= settings.max_users {
+        return Err(Reason::UnknownSession);
+    }
+    let salts = platform.salts(slot / SaltEntry::SLOTS).ok_or(Reason::UnknownSession)?;
+    if !salts.admits(platform, slot, token.salt()) {
         return Err(Reason::UnknownSession);
     }
     let SlotEntry { user: entry, state } = platform.slot(slot).ok_or(Reason::UnknownSession)?;

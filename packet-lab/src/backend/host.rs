@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use lumenlink_relay::datapath::blocklist;
 use relay_ebpf::{
     host::{Host, HostFrame},
-    layout::{Control, DestinationEntry, PrefixKey, SlotEntry},
+    layout::{Control, DestinationEntry, PrefixKey, SaltEntry, SlotEntry},
     verdict::{Direction, Reason},
     wire::Address,
 };
@@ -57,6 +57,10 @@ fn index(number: u8) -> u32 {
 impl Tables for HostBackend {
     fn slots(&self) -> &[SlotEntry] {
         &self.host.slots
+    }
+
+    fn salts(&self) -> &[SaltEntry] {
+        &self.host.salts
     }
 
     fn destinations(&self) -> &[DestinationEntry] {

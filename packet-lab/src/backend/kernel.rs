@@ -15,7 +15,7 @@ use lumenlink_relay::datapath::{
     program::{LoadOptions, Loaded},
 };
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, SlotEntry},
+    layout::{Control, DestinationEntry, SaltEntry, SlotEntry},
     verdict::{Direction, Reason},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -200,6 +200,10 @@ pub(super) fn missing(needed: &[(&'static str, u32)]) -> Vec<&'static str> {
 impl Tables for KernelBackend {
     fn slots(&self) -> &[SlotEntry] {
         self.loaded.maps.slots()
+    }
+
+    fn salts(&self) -> &[SaltEntry] {
+        self.loaded.maps.salts()
     }
 
     fn destinations(&self) -> &[DestinationEntry] {

@@ -6,7 +6,8 @@ use relay_ebpf::{
     admission,
     host::HostMemory,
     layout::{
-        self, Control, DestinationEntry, Listener, REPLAY_WINDOW, Settings, SlotEntry, StateEntry, option_carrier,
+        self, Control, DestinationEntry, Listener, REPLAY_WINDOW, SaltEntry, Settings, SlotEntry, StateEntry,
+        option_carrier,
     },
     token,
     wire::{Address, Be16, Mac},
@@ -18,6 +19,7 @@ use crate::world::{Carrier, NextHop, User, World};
 /// The maps as slices of entries.
 pub(super) trait Tables {
     fn slots(&self) -> &[SlotEntry];
+    fn salts(&self) -> &[SaltEntry];
     fn destinations(&self) -> &[DestinationEntry];
     fn control(&self) -> &Control;
 }
@@ -128,6 +130,7 @@ pub(super) fn publish<T: Tables>(tables: &T, world: &World, user: &User) -> Resu
     entry.write_fields(&HostMemory, &fields);
     state.clear(&HostMemory);
     entry.publish(&HostMemory, user.salt);
+    tables.salts()[(user.slot / SaltEntry::SLOTS) as usize].note(&HostMemory, user.slot, user.salt);
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use lumenlink_relay::datapath::{
     userspace::{UserspacePlane, Worker},
 };
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, SlotEntry},
+    layout::{Control, DestinationEntry, SaltEntry, SlotEntry},
     verdict::{Direction, Reason},
 };
 
@@ -167,6 +167,10 @@ pub fn missing_capabilities() -> Vec<&'static str> {
 impl Tables for UserspaceBackend {
     fn slots(&self) -> &[SlotEntry] {
         self.plane.slots()
+    }
+
+    fn salts(&self) -> &[SaltEntry] {
+        self.plane.salts()
     }
 
     fn destinations(&self) -> &[DestinationEntry] {

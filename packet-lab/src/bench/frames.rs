@@ -87,7 +87,10 @@ impl Frames {
             Path::Uplink | Path::Replayed | Path::Expired | Path::RateLimited => self.uplink(slot, |_| {}),
             Path::DownlinkHot => self.downlink(self.options.users),
             Path::Downlink => self.downlink(slot),
-            Path::UnknownSession => self.uplink(slot, |grant| grant.salt ^= 1),
+            Path::UnknownSession => {
+                let wrong = self.random.random_range(1..=u32::MAX);
+                self.uplink(slot, |grant| grant.salt ^= wrong)
+            }
             Path::BadToken => self.uplink(slot, |grant| grant.key[0] ^= 1),
             Path::Unrelated => {
                 let mut to = self.world.listeners[0];

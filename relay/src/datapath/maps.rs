@@ -7,7 +7,9 @@ use aya::{
     maps::{Array, DevMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key, xdp::XdpMapError},
 };
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, LATENCY_BUCKETS, LAYOUT_VERSION, Latency, MAX_INTERFACES, SlotEntry, map},
+    layout::{
+        Control, DestinationEntry, LATENCY_BUCKETS, LAYOUT_VERSION, Latency, MAX_INTERFACES, SaltEntry, SlotEntry, map,
+    },
     verdict::{Direction, Reason},
     wire::Address,
 };
@@ -63,6 +65,7 @@ type LatencyWords = [u64; 2 + LATENCY_BUCKETS];
 /// The maps of one loaded program. Entries of users, states and destinations are plain memory shared with it.
 pub struct Maps {
     slots: Mapped<SlotEntry>,
+    salts: Mapped<SaltEntry>,
     destinations: Mapped<DestinationEntry>,
     control: Mapped<Control>,
     counters: PerCpuArray<MapData, [u64; 2]>,
@@ -95,6 +98,7 @@ impl Maps {
             ids,
             _layout: layout,
             slots: mapped(ebpf, map::USERS, max_users)?,
+            salts: mapped(ebpf, map::SALTS, SaltEntry::count(max_users))?,
             destinations: mapped(ebpf, map::DESTINATIONS, max_destinations)?,
             control: mapped(ebpf, map::CONTROL, 1)?,
             counters: typed(ebpf, map::COUNTERS)?,
@@ -131,6 +135,12 @@ impl Maps {
     #[must_use]
     pub fn slots(&self) -> &[SlotEntry] {
         &self.slots
+    }
+
+    /// Salts of users, by slot / [`SaltEntry::SLOTS`].
+    #[must_use]
+    pub fn salts(&self) -> &[SaltEntry] {
+        &self.salts
     }
 
     /// Destinations, by index.

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, Latency, NextHop, Settings, SlotEntry},
+    layout::{Control, DestinationEntry, Latency, NextHop, SaltEntry, Settings, SlotEntry},
     verdict::Direction,
     wire::Address,
 };
@@ -20,6 +20,9 @@ use crate::config::{Config, XdpMode};
 pub trait Tables {
     /// Users and their states, by slot.
     fn slots(&self) -> &[SlotEntry];
+
+    /// Salts of users, by slot / [`SaltEntry::SLOTS`].
+    fn salts(&self) -> &[SaltEntry];
 
     /// Destinations, by index.
     fn destinations(&self) -> &[DestinationEntry];

@@ -6,7 +6,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     programs::{ProgramError, Xdp},
 };
-use relay_ebpf::layout::{self, Settings, map};
+use relay_ebpf::layout::{self, SaltEntry, Settings, map};
 use zerocopy::IntoBytes as _;
 
 use super::{
@@ -18,8 +18,9 @@ use super::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/relay-xdp"));
 
 /// Every map that is pinned together with the program.
-pub const PINNED_MAPS: [&str; 9] = [
+pub const PINNED_MAPS: [&str; 10] = [
     map::USERS,
+    map::SALTS,
     map::DESTINATIONS,
     map::CONTROL,
     map::BLOCKLIST,
@@ -107,6 +108,7 @@ impl Loaded {
         loader
             .override_global(layout::SETTINGS_GLOBAL, settings.as_bytes(), true)
             .map_max_entries(map::USERS, settings.max_users)
+            .map_max_entries(map::SALTS, SaltEntry::count(settings.max_users))
             .map_max_entries(map::DESTINATIONS, settings.max_destinations);
         if let Some(pins) = options.pins {
             for name in PINNED_MAPS {

@@ -11,7 +11,7 @@ use std::{
 
 use relay_ebpf::{
     host::HostMemory,
-    layout::{SlotEntry, User},
+    layout::{SaltEntry, SlotEntry, User},
     token,
     wire::{Address, Be16},
 };
@@ -214,6 +214,7 @@ impl Publisher {
             match entry.get(&HostMemory) {
                 Some(old) if old.salt == fields.salt && old.key == fields.key => {
                     entry.write_fields(&HostMemory, &fields);
+                    note_salt(tables, user.slot, fields.salt);
                     kept += 1;
                 }
                 Some(_) => {
@@ -229,6 +230,7 @@ impl Publisher {
         }
         for (slot, fields) in &changing {
             write(&tables.slots()[*slot as usize], fields);
+            note_salt(tables, *slot, fields.salt);
         }
         Ok((changing.len(), kept))
     }
@@ -343,6 +345,10 @@ impl Publisher {
             *users -= 1;
         }
     }
+}
+
+fn note_salt(tables: &dyn Tables, slot: u32, salt: u32) {
+    tables.salts()[(slot / SaltEntry::SLOTS) as usize].note(&HostMemory, slot, salt);
 }
 
 fn write(SlotEntry { user, state }: &SlotEntry, fields: &User) {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use relay_ebpf::{
     admission::Client,
     host::HostMemory,
-    layout::{Control, DestinationEntry, Latency, NextHop, Settings, SlotEntry},
+    layout::{Control, DestinationEntry, Latency, NextHop, SaltEntry, Settings, SlotEntry},
     platform::Memory as _,
     verdict::Direction,
     wire::Address,
@@ -154,6 +154,10 @@ fn attach_to<'a>(
 impl Tables for XdpPlane {
     fn slots(&self) -> &[SlotEntry] {
         self.loaded.maps.slots()
+    }
+
+    fn salts(&self) -> &[SaltEntry] {
+        self.loaded.maps.salts()
     }
 
     fn destinations(&self) -> &[DestinationEntry] {

@@ -11,7 +11,7 @@ use nix::{
 };
 use relay_ebpf::{
     host::HostMemory,
-    layout::{BLOCKED, Control, DestinationEntry, Settings, SlotEntry},
+    layout::{BLOCKED, Control, DestinationEntry, SaltEntry, Settings, SlotEntry},
     platform::{Memory, Platform},
     wire::{Address, Be16},
 };
@@ -21,6 +21,7 @@ use super::{prefixes::Prefixes, socket::Socket};
 /// The entries, which are what the maps are to the XDP program, and what goes with them.
 pub(super) struct Engine {
     pub(super) slots: Box<[SlotEntry]>,
+    pub(super) salts: Box<[SaltEntry]>,
     pub(super) destinations: Box<[DestinationEntry]>,
     pub(super) control: Control,
     live: RwLock<Live>,
@@ -42,6 +43,9 @@ impl Engine {
     pub(super) fn new(settings: Settings) -> Self {
         Self {
             slots: (0..settings.max_users).map(|_| SlotEntry::default()).collect(),
+            salts: (0..SaltEntry::count(settings.max_users))
+                .map(|_| SaltEntry::default())
+                .collect(),
             destinations: (0..settings.max_destinations)
                 .map(|_| DestinationEntry::default())
                 .collect(),
@@ -125,6 +129,10 @@ impl Platform for View<'_> {
 
     fn slot(&self, slot: u32) -> Option<&SlotEntry> {
         self.engine.slots.get(slot as usize)
+    }
+
+    fn salts(&self, index: u32) -> Option<&SaltEntry> {
+        self.engine.salts.get(index as usize)
     }
 
     fn destination(&self, index: u32) -> Option<&DestinationEntry> {

@@ -32,7 +32,7 @@ use nix::{
     },
 };
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, DropEvent, Interface, Latency, NextHop, Settings, SlotEntry},
+    layout::{Control, DestinationEntry, DropEvent, Interface, Latency, NextHop, SaltEntry, Settings, SlotEntry},
     verdict::Direction,
     wire::{Address, Mac},
 };
@@ -363,6 +363,10 @@ fn raise_file_limit(max_users: u32) -> Result<(), UserspaceError> {
 impl Tables for UserspacePlane {
     fn slots(&self) -> &[SlotEntry] {
         &self.engine.slots
+    }
+
+    fn salts(&self) -> &[SaltEntry] {
+        &self.engine.salts
     }
 
     fn destinations(&self) -> &[DestinationEntry] {
