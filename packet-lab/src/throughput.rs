@@ -185,8 +185,6 @@ pub struct Report {
     pub bars: Vec<Bar>,
     /// What happens on two cores when more is sent than is relayed.
     pub overload: Vec<Overload>,
-    /// What was not measured, and why.
-    pub left_out: Vec<String>,
 }
 
 /// The reference's name.
@@ -223,7 +221,6 @@ impl Report {
             bars: rows.iter().filter_map(bar).collect(),
             overload: Vec::new(),
             rows,
-            left_out: Vec::new(),
         }
     }
 
@@ -252,9 +249,6 @@ impl Report {
                 "\ntwo cores, one sending as much as it can\n{}",
                 self.overload_table()
             );
-        }
-        for left_out in &self.left_out {
-            let _ = writeln!(text, "left out: {left_out}");
         }
         let _ = write!(
             text,

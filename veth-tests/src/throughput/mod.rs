@@ -95,16 +95,13 @@ pub fn run(options: &Options, stop: &AtomicBool, progress: &mut dyn FnMut(&str))
     for name in &options.systems {
         lines.insert(name.as_str(), Line::new(&mut instruments, &name.replace('_', "-"))?);
     }
-    let mut left_out = Vec::new();
     let mut subjects = Vec::new();
     for name in &options.systems {
         progress(&format!("starting {name}"));
         let line = &lines[name.as_str()];
         line.wait_until_up();
-        match start(name, line, &mut instruments, options).with_context(|| format!("starting {name}"))? {
-            Some(system) => subjects.push(Subject::new(system, line)?),
-            None => left_out.push(format!("{name}: this relay does not have that mode")),
-        }
+        let system = start(name, line, &mut instruments, options).with_context(|| format!("starting {name}"))?;
+        subjects.push(Subject::new(system, line)?);
     }
     let mut all = Vec::new();
     for &payload_bytes in &options.payload_bytes {
@@ -135,7 +132,6 @@ pub fn run(options: &Options, stop: &AtomicBool, progress: &mut dyn FnMut(&str))
         processor: processor(),
         load: [load_before, load()],
         packets: options.packets,
-        left_out,
         ..Report::new(&all)
     })
 }
@@ -145,7 +141,7 @@ fn start<'a>(
     line: &'a Line,
     instruments: &mut Instruments,
     options: &Options,
-) -> Result<Option<Box<dyn System + 'a>>> {
+) -> Result<Box<dyn System + 'a>> {
     let cpu = options.cpu.to_string();
     let pinned = ["taskset", "--cpu-list", &cpu];
     let first = ["chrt", "--fifo", PROCESS_PRIORITY];
@@ -154,21 +150,17 @@ fn start<'a>(
     } else {
         pinned.to_vec()
     };
-    let relay = |mode| -> Result<Option<Box<dyn System + 'a>>> {
-        let started = LumenLink::start(line, mode, &prefix)?;
-        Ok(started.map(|relay| Box::new(relay) as Box<dyn System + 'a>))
-    };
-    Ok(Some(match name {
+    Ok(match name {
         "reflector" => Box::new(Reflector::start(line, instruments)?),
         "bare_nat" => Box::new(BareNat::start(line, instruments)?),
-        "relay_native" => return relay(Mode::Native),
-        "relay_generic" => return relay(Mode::Generic),
-        "relay_userspace" => return relay(Mode::Userspace),
+        "relay_native" => Box::new(LumenLink::start(line, Mode::Native, &prefix)?),
+        "relay_generic" => Box::new(LumenLink::start(line, Mode::Generic, &prefix)?),
+        "relay_userspace" => Box::new(LumenLink::start(line, Mode::Userspace, &prefix)?),
         "nftables" => Box::new(Nftables::start(line)),
         "coturn" => Box::new(Coturn::start(line, &prefix)?),
         "socat" => Box::new(Socat::start(line, &prefix)?),
         other => bail!("there is no {other}; there are {}", SYSTEMS.join(", ")),
-    }))
+    })
 }
 
 /// A system on its link.

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     client::Grant,
-    relay::{Counters, Relay},
+    relay::{self, Counters, Relay},
 };
 
 const LISTENER: SocketAddrV4 = SocketAddrV4::new(RELAY_IP, 4_500);
@@ -227,34 +227,34 @@ pub struct LumenLink<'a> {
 }
 
 impl<'a> LumenLink<'a> {
-    /// Starts it; `None` if this relay does not know the mode.
+    /// Starts it, what relays in a process with `prefix` before its command line.
     ///
     /// # Errors
     /// If it cannot be prepared.
-    pub fn start(line: &'a Line, mode: Mode, prefix: &[&str]) -> Result<Option<Self>> {
-        let mut relay = Relay::new(&line.far);
+    pub fn start(line: &'a Line, mode: Mode, prefix: &[&str]) -> Result<Self> {
+        let in_process = mode == Mode::Userspace;
+        let mut relay = if in_process {
+            Relay::in_mode(&line.far, relay::Mode::Userspace)
+        } else {
+            Relay::new(&line.far)
+        };
         relay.set("listen", vec![LISTENER.to_string()]);
         relay.set("xdp.mode", mode.word());
-        let valid = relay.cli(&["config", "validate"]);
-        if mode == Mode::Userspace && valid.code != 0 {
-            return Ok(None);
-        }
-        let _ = valid.succeeded();
         if mode != Mode::Native {
             line.take_frames_without_xdp();
         }
-        relay.spawn(if mode == Mode::Userspace { prefix } else { &[] });
+        relay.spawn(if in_process { prefix } else { &[] });
         relay.wait_until_ready();
         let unlimited = ["--rate", "10000000", "--burst", "1000000"];
         let grant = relay.add_user(1, SERVER.into(), &unlimited);
         let microseconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
-        Ok(Some(Self {
+        Ok(Self {
             counted: relay.counters(),
             relay,
             mode,
             grant,
             next_pn: u64::try_from(microseconds)?,
-        }))
+        })
     }
 
     fn egress(&self) -> SocketAddrV4 {

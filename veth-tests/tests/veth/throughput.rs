@@ -72,6 +72,19 @@ fn the_bench_relays_every_packet_through_the_relay_and_the_reference_and_both_co
 }
 
 #[test]
+fn the_bench_relays_every_packet_through_sockets_of_the_userspace_mode_and_they_were_counted() {
+    if !can_run("the bench of relays") {
+        return;
+    }
+    let report = run(&options(&["relay_userspace"]), &AtomicBool::new(false), &mut |_| {});
+    let report = report.unwrap_or_else(|error| panic!("{error:#}"));
+    let expected = [64, 1_400].map(|bytes| ("relay_userspace", Way::Uplink, bytes));
+    assert_eq!(rows(&report), expected);
+    let text = report.text();
+    assert!(text.contains("the relay, userspace mode"), "{text}");
+}
+
+#[test]
 fn a_bench_that_is_interrupted_ends_with_an_error() {
     if !can_run("the bench of relays") {
         return;
