@@ -28,7 +28,7 @@ use relay_ebpf::{
     verdict::{Direction, Reason},
 };
 
-pub use self::report::{Incomparable, Latency, Report, Row, Size, Worse};
+pub use self::report::{GROWING, Incomparable, Latency, Report, Row, Size, Worse};
 pub(crate) use self::report::{median, range};
 use self::{
     frames::{Frames, Head},
@@ -206,7 +206,11 @@ pub fn run(options: Options, progress: &mut dyn FnMut(usize, usize)) -> Result<R
     for (path, samples) in Path::ALL.into_iter().zip(&samples) {
         let ns: Vec<f64> = samples.iter().map(|sample| sample.path_ns).collect();
         let ratios: Vec<f64> = samples.iter().map(|sample| sample.path_ns / sample.floor_ns).collect();
-        rows.push(row(path.name(), path.description(), &ns, &ratios));
+        let mut row = row(path.name(), path.description(), &ns, &ratios);
+        if path.counter().1 == Reason::Relayed {
+            row.gbit_per_second = Some(f64::from(8 * options.payload_bytes as u32) / row.ns);
+        }
+        rows.push(row);
     }
     Ok(Report {
         kernel: uname().map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned()),

@@ -84,6 +84,9 @@ fn unprivileged(arguments: &[&str]) -> Option<Output> {
 #[case::no_rounds(&["bench", "--rounds", "0"], "0 is not in 1..=1000")]
 #[case::more_packets_than_the_ring(&["bench", "--packets", "65537"], "65537 is not in 1..=65536")]
 #[case::no_percentage(&["bench", "--compare", "x", "--fail-above", "ten"], "write a percentage like 10%")]
+#[case::too_many_users_among_several(&["bench", "--users", "1,1600000"], "1600000 is not in 1..=1599999")]
+#[case::a_base_for_several(&["bench", "--users", "1,2", "--compare", "/dev/null"], "give --users one")]
+#[case::a_page_of_several(&["bench", "--users", "1,2", "--report", "/dev/null"], "give --users one")]
 #[case::a_limit_without_a_base(&["bench", "--fail-above", "5%"], "--compare <BASE.json>")]
 #[case::no_such_base(&["bench", "--compare", "/nonexistent/base.json"], "reading /nonexistent/base.json")]
 #[case::a_base_that_is_none(&["bench", "--compare", "/dev/null"], "/dev/null is not what `packet-lab bench --json` prints")]
@@ -207,6 +210,54 @@ fn a_bench_passes_against_a_base_that_was_worse_and_fails_against_one_that_was_b
         "{}",
         text(&output.stderr)
     );
+}
+
+#[test]
+fn a_bench_of_several_numbers_of_users_writes_all_its_figures_and_a_plot_and_prints_the_table() {
+    if !may_load_programs() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (figures, plot) = (dir.path().join("users.json"), dir.path().join("users.svg"));
+    let output = run(packet_lab()
+        .args(["bench", "--users=2000,1,2000,1000", "--packets=512", "--rounds=1"])
+        .arg(format!("--json={}", figures.display()))
+        .arg("--svg")
+        .arg(&plot));
+    assert_ended(&output, 0);
+    let figures: Value = serde_json::from_slice(&fs::read(&figures).unwrap()).unwrap();
+    let users: Vec<_> = figures
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|report| &report["users"])
+        .collect();
+    assert_eq!(users, [1, 1_000, 2_000]);
+    let table = text(&output.stdout);
+    let last = table.lines().find(|line| line.trim_start().starts_with("2000 "));
+    let bytes = last.and_then(|row| row.split(' ').next_back()?.parse::<u32>().ok());
+    // A user's entry, and the rest of the last page; more than a thousand users share their destinations.
+    assert!(bytes.is_some_and(|bytes| (256..264).contains(&bytes)), "{table}");
+    let plot = fs::read_to_string(&plot).unwrap();
+    for shown in ["uplink, 2,000: ", "unknown handle, 1: ", "all maps, 1,000: "] {
+        assert!(plot.contains(shown), "{shown}: {plot}");
+    }
+}
+
+#[test]
+fn a_bench_says_how_much_a_core_relays_on_the_paths_that_relay() {
+    if !may_load_programs() {
+        return;
+    }
+    let output = run(packet_lab().args(SMALL));
+    assert_ended(&output, 0);
+    for row in json(&output)["rows"].as_array().unwrap() {
+        let relays = row["description"].as_str().unwrap().starts_with("relayed");
+        let gbit = row["gbit_per_second"].as_f64();
+        assert_eq!(gbit.is_some(), relays, "{row}");
+        let bits = gbit.map(|gbit| gbit * row["ns"].as_f64().unwrap());
+        assert!(bits.is_none_or(|bits| (bits - 8.0 * 64.0).abs() < 1e-6), "{row}");
+    }
 }
 
 #[test]

@@ -18,6 +18,18 @@ pub struct Row {
     /// The least and the most of these ratios.
     #[serde(default)]
     pub ratio_range: [f64; 2],
+    /// Gigabits of payload that one core relays in a second if it does nothing but run the program; none of paths that
+    /// relay nothing.
+    #[serde(default)]
+    pub gbit_per_second: Option<f64>,
+}
+
+impl Row {
+    /// Cores that so many gigabits of payload in a second keep busy with the program.
+    #[must_use]
+    pub fn cores_at(&self, gbit_per_second: f64) -> Option<f64> {
+        self.gbit_per_second.map(|one_core| gbit_per_second / one_core)
+    }
 }
 
 /// How long single packets took, by the program's own clock.
@@ -98,7 +110,29 @@ pub enum Incomparable {
     NoRow(String),
 }
 
+/// The paths that become dearer with more users, in one word and for people.
+pub const GROWING: [(&str, &str); 3] = [
+    ("relayed_uplink", "uplink"),
+    ("relayed_downlink", "downlink"),
+    ("unknown_session", "unknown handle"),
+];
+
 impl Report {
+    /// The row of a path.
+    #[must_use]
+    pub fn row(&self, path: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.path == path)
+    }
+
+    /// Bytes of maps that each user takes whom `fewer` does not have; none if it has as many.
+    #[must_use]
+    pub fn bytes_per_user(&self, fewer: &Self) -> Option<f64> {
+        let users = self.users.checked_sub(fewer.users).filter(|&more| more > 0)?;
+        let bytes = self.size.map_bytes.checked_sub(fewer.size.map_bytes)?;
+        #[expect(clippy::cast_precision_loss, reason = "a mean of bytes needs no 53 bits")]
+        Some(bytes as f64 / f64::from(users))
+    }
+
     /// The figures that are above the base's by more than `percent`: ratios to the floor, and on the same kernel the
     /// program's size too.
     ///
@@ -108,7 +142,7 @@ impl Report {
         self.check_same_options(base)?;
         let mut pairs = Vec::new();
         for row in &self.rows {
-            let found = base.rows.iter().find(|other| other.path == row.path);
+            let found = base.row(&row.path);
             let found = found.ok_or_else(|| Incomparable::NoRow(row.path.clone()))?;
             pairs.push((format!("{}, × floor", row.path), found.ratio, row.ratio));
         }
@@ -159,6 +193,7 @@ pub(super) fn row(path: &str, description: &str, ns: &[f64], ratios: &[f64]) -> 
         range_ns: range(ns),
         ratio: median(ratios),
         ratio_range: range(ratios),
+        gbit_per_second: None,
     }
 }
 
@@ -240,6 +275,23 @@ mod tests {
             report(1.0).worse_than(&base, 10.0),
             Err(Incomparable::NoRow("a_path".to_owned()))
         );
+    }
+
+    #[test]
+    fn what_a_core_relays_says_how_many_cores_a_rate_takes() {
+        let mut row = row("a_path", "a path", &[112.0], &[4.0]);
+        assert_eq!(row.cores_at(40.0), None);
+        row.gbit_per_second = Some(100.0);
+        assert_eq!(row.cores_at(40.0), Some(0.4));
+    }
+
+    #[test]
+    fn what_a_user_takes_is_what_more_users_take_more() {
+        let (few, mut many) = (report(1.0), report(1.0));
+        (many.users, many.size.map_bytes) = (101, 25_601);
+        assert_eq!(many.bytes_per_user(&few), Some(256.0));
+        assert_eq!(few.bytes_per_user(&few), None);
+        assert_eq!(few.bytes_per_user(&many), None);
     }
 
     #[test]

@@ -131,7 +131,7 @@ fn colour(path: &str) -> usize {
 
 fn ratios(report: &Report, base: Option<&Report>) -> Markup {
     let bars = report.rows.iter().map(|row| {
-        let before = base.and_then(|base| base.rows.iter().find(|other| other.path == row.path));
+        let before = base.and_then(|base| base.row(&row.path));
         Bar {
             name: row.path.clone(),
             value: row.ratio,
@@ -208,6 +208,7 @@ fn table(report: &Report, base: Option<&Report>) -> Markup {
                             th scope="col" { "Path" } th.wide-only scope="col" { "What happens" }
                             th.num scope="col" { "ns a packet" } th.num scope="col" { "From – to" }
                             th.num scope="col" { "× floor" } th.num scope="col" { "From – to" }
+                            th.num scope="col" { "Gbit/s a core" }
                             @if base.is_some() { th.num scope="col" { "Base" } th.num scope="col" { "Change" } }
                         }
                     }
@@ -220,8 +221,9 @@ fn table(report: &Report, base: Option<&Report>) -> Markup {
                                 td.num { (format!("{:.0} – {:.0}", row.range_ns[0], row.range_ns[1])) }
                                 td.num { strong { (format!("{:.2}", row.ratio)) } }
                                 td.num { (format!("{:.2} – {:.2}", row.ratio_range[0], row.ratio_range[1])) }
+                                td.num { @if let Some(gbit) = row.gbit_per_second { (format!("{gbit:.1}")) } }
                                 @if let Some(base) = base {
-                                    @match base.rows.iter().find(|other| other.path == row.path) {
+                                    @match base.row(&row.path) {
                                         Some(before) => {
                                             td.num { (format!("{:.2}", before.ratio)) }
                                             td.num { (format!("{:+.1}%", 100.0 * (row.ratio / before.ratio - 1.0))) }
@@ -312,6 +314,7 @@ mod tests {
                 range_ns: [100.0, 120.0],
                 ratio,
                 ratio_range: [ratio - 0.5, ratio + 0.5],
+                gbit_per_second: Some(18.3),
             }],
         }
     }

@@ -106,12 +106,12 @@ impl Stack<'_> {
         let totals = (0..columns).map(|column| series.iter().map(|series| sum(&series.values, column)).sum::<u64>());
         let most = totals.map(rate).fold(0.0, f64::max);
         let axis = Axis::new(most, 4);
-        let plot = Plot::new(size, axis.label_width(), 26.0);
+        let plot = Plot::new(size, Scale::Linear(axis).label_width(), 26.0);
         let step = plot.width / columns as f64;
         let label = format!("{}. {} a second over {} slices.", self.title, self.note, columns);
         html! {
             svg.(size.class) viewBox=(format!("0 0 {} {}", size.width, size.height)) role="img" aria-label=(label) {
-                (axis.horizontal_lines(plot))
+                (Scale::Linear(axis).horizontal_lines(plot))
                 @for column in 0..columns {
                     @let heights: Vec<f64> = series.iter().map(|series| rate(sum(&series.values, column))).collect();
                     g {
@@ -231,18 +231,52 @@ impl Bars<'_> {
     }
 }
 
-/// Bars as an image file: one below the other, with the style that they need and a background of their own.
-pub(super) fn image(label: &str, panels: &[Bars<'_>]) -> Markup {
+/// A part of an image.
+pub(super) struct Panel<'a> {
+    title: &'a str,
+    note: &'a str,
+    height: f64,
+    drawing: Markup,
+}
+
+impl<'a> From<Bars<'a>> for Panel<'a> {
+    fn from(bars: Bars<'a>) -> Self {
+        let (height, drawing) = bars.drawing(IMAGE);
+        let Bars { title, note, .. } = bars;
+        Self {
+            title,
+            note,
+            height,
+            drawing,
+        }
+    }
+}
+
+impl<'a> From<Lines<'a>> for Panel<'a> {
+    fn from(lines: Lines<'a>) -> Self {
+        let (height, drawing) = (IMAGE.height, lines.drawing(IMAGE));
+        let Lines { title, note, .. } = lines;
+        Self {
+            title,
+            note,
+            height,
+            drawing,
+        }
+    }
+}
+
+/// Plots as an image file: one below the other, with the style that they need and a background of their own.
+pub(super) fn image<'a>(label: &str, panels: impl IntoIterator<Item = impl Into<Panel<'a>>>) -> Markup {
     let size = IMAGE;
     let (margin, heading) = (20.0, 44.0);
     let mut bottom = margin;
-    let placed: Vec<(f64, f64, &Bars<'_>, Markup)> = panels
-        .iter()
+    let placed: Vec<(f64, Panel<'_>)> = panels
+        .into_iter()
         .map(|panel| {
-            let (height, drawing) = panel.drawing(size);
+            let panel = panel.into();
             let top = bottom;
-            bottom += heading + height + margin;
-            (top, height, panel, drawing)
+            bottom += heading + panel.height + margin;
+            (top, panel)
         })
         .collect();
     let width = size.width + 2.0 * margin;
@@ -251,12 +285,99 @@ pub(super) fn image(label: &str, panels: &[Bars<'_>]) -> Markup {
             role="img" aria-label=(label) font-family="system-ui, sans-serif" {
             style { (PreEscaped(PLOT_STYLE)) }
             rect width=(width) height=(px(bottom)) rx="10" style="fill: var(--card)" {}
-            @for (top, height, panel, drawing) in &placed {
+            @for (top, panel) in &placed {
                 text.strong x=(margin) y=(px(top + 16.0)) { (panel.title) }
                 text x=(margin) y=(px(top + 34.0)) { (panel.note) }
-                svg x=(margin) y=(px(top + heading)) width=(size.width) height=(px(*height)) { (drawing) }
+                svg x=(margin) y=(px(top + heading)) width=(size.width) height=(px(panel.height)) { (panel.drawing) }
             }
         }
+    }
+}
+
+/// A point of a line.
+pub(super) struct Point {
+    /// At least 1.
+    pub(super) x: u64,
+    pub(super) y: f64,
+    pub(super) range: Option<[f64; 2]>,
+    /// What it is, for people.
+    pub(super) text: String,
+}
+
+/// A line from point to point.
+pub(super) struct Line<'a> {
+    pub(super) name: &'a str,
+    pub(super) colour: usize,
+    /// From left to right.
+    pub(super) points: Vec<Point>,
+}
+
+/// Lines over something that grows by powers of ten.
+pub(super) struct Lines<'a> {
+    pub(super) title: &'a str,
+    pub(super) note: &'a str,
+    pub(super) series: Vec<Line<'a>>,
+    /// Whether what they show grows by powers of ten too. Then the text of each point is beside it.
+    pub(super) decades: bool,
+}
+
+impl Lines<'_> {
+    fn drawing(&self, size: Size) -> Markup {
+        let points = || self.series.iter().flat_map(|line| &line.points);
+        let across = Decades::new(points().map(|point| point.x as f64));
+        let heights = || points().flat_map(|point| [point.y, point.range.map_or(point.y, |range| range[1])]);
+        let up = if self.decades {
+            Scale::Decades(Decades::new(heights()))
+        } else {
+            Scale::Linear(Axis::new(heights().fold(0.0, f64::max), 5))
+        };
+        let names = 150.0;
+        let mut plot = Plot::new(size, up.label_width(), 26.0);
+        plot.width -= names;
+        let x = |value: f64| plot.left + plot.width * across.share(value);
+        let y = |value: f64| plot.bottom() - plot.height * up.share(value);
+        html! {
+            (up.horizontal_lines(plot))
+            @for (mark, text) in across.marks() {
+                text x=(px(x(mark))) y=(px(size.height - 6.0)) text-anchor="middle" { (text) }
+            }
+            @for line in &self.series {
+                @let corners: Vec<String> =
+                    line.points.iter().map(|point| format!("{},{}", px(x(point.x as f64)), px(y(point.y)))).collect();
+                polyline.line points=(corners.join(" ")) style=(format!("stroke: var(--c{})", line.colour % COLOURS)) {}
+                @for point in &line.points {
+                    g {
+                        title { (line.name) ", " (number(point.x)) ": " (point.text) }
+                        @if let Some([least, most]) = point.range {
+                            path.whisker d=(format!("M{} {}V{}", px(x(point.x as f64)), px(y(least)), px(y(most)))) {}
+                        }
+                        circle.(colour(line.colour)) cx=(px(x(point.x as f64))) cy=(px(y(point.y))) r="4" {}
+                        @if self.decades {
+                            text.ink x=(px(x(point.x as f64))) y=(px(y(point.y) - 11.0)) text-anchor="middle" { (point.text) }
+                        }
+                    }
+                }
+            }
+            @for (line, height) in self.names(y) {
+                text.ink x=(px(plot.left + plot.width + 14.0)) y=(px(height + 4.5)) { (line.name) }
+            }
+        }
+    }
+
+    /// Where the name of each line is: at its end, but below the name above it.
+    fn names(&self, y: impl Fn(f64) -> f64) -> Vec<(&Line<'_>, f64)> {
+        let ends = self
+            .series
+            .iter()
+            .filter_map(|line| Some((line, y(line.points.last()?.y))));
+        let mut named: Vec<(&Line<'_>, f64)> = ends.collect();
+        named.sort_by(|(_, one), (_, other)| one.total_cmp(other));
+        let mut lowest = f64::NEG_INFINITY;
+        for (_, height) in &mut named {
+            *height = height.max(lowest + 17.0);
+            lowest = *height;
+        }
+        named
     }
 }
 
@@ -283,13 +404,13 @@ impl Columns<'_> {
         let share = |value: u64| 100.0 * value as f64 / all.max(1) as f64;
         let most = self.values.iter().map(|(_, value)| share(*value)).fold(0.0, f64::max);
         let axis = Axis::new(most, 4);
-        let plot = Plot::new(size, axis.label_width() + 8.0, 26.0);
+        let plot = Plot::new(size, Scale::Linear(axis).label_width() + 8.0, 26.0);
         let step = plot.width / self.values.len().max(1) as f64;
         let skip = self.values.len().div_ceil(size.marks + 1).max(1);
         let label = format!("{} {}", self.title, self.note);
         html! {
             svg.(size.class) viewBox=(format!("0 0 {} {}", size.width, size.height)) role="img" aria-label=(label) {
-                (axis.horizontal_lines(plot))
+                (Scale::Linear(axis).horizontal_lines(plot))
                 @for (nth, (name, value)) in self.values.iter().enumerate() {
                     @let left = plot.left + step * nth as f64;
                     g {
@@ -378,18 +499,78 @@ impl Axis {
             }
         }
     }
+}
+
+/// An axis of powers of ten.
+#[derive(Clone, Copy)]
+struct Decades {
+    first: i32,
+    last: i32,
+}
+
+impl Decades {
+    /// For values above 0.
+    fn new(values: impl Iterator<Item = f64> + Clone) -> Self {
+        let powers = values.map(f64::log10);
+        let least = powers.clone().fold(f64::INFINITY, f64::min);
+        let most = powers.fold(f64::NEG_INFINITY, f64::max);
+        let first = least.floor() as i32;
+        Self {
+            first,
+            last: (most.ceil() as i32).max(first + 1),
+        }
+    }
+
+    /// Its marks, and their texts.
+    fn marks(self) -> impl Iterator<Item = (f64, String)> {
+        (self.first..=self.last).map(|power| {
+            let mark = 10_f64.powi(power);
+            let text = u32::try_from(power).map_or_else(|_| trimmed(mark), |power| number(10_u64.pow(power)));
+            (mark, text)
+        })
+    }
+
+    /// How far along the axis.
+    fn share(self, value: f64) -> f64 {
+        (value.log10() - f64::from(self.first)) / f64::from(self.last - self.first)
+    }
+}
+
+/// An axis of either kind.
+#[derive(Clone, Copy)]
+enum Scale {
+    Linear(Axis),
+    Decades(Decades),
+}
+
+impl Scale {
+    /// Its marks, and their texts.
+    fn marks(self) -> Vec<(f64, String)> {
+        match self {
+            Self::Linear(axis) => axis.marks().map(|mark| (mark, axis.text(mark))).collect(),
+            Self::Decades(axis) => axis.marks().collect(),
+        }
+    }
+
+    fn share(self, value: f64) -> f64 {
+        match self {
+            Self::Linear(axis) => value / axis.top,
+            Self::Decades(axis) => axis.share(value),
+        }
+    }
 
     fn label_width(self) -> f64 {
-        let longest = self.marks().map(|mark| self.text(mark).chars().count()).max();
+        let marks = self.marks();
+        let longest = marks.iter().map(|(_, text)| text.chars().count()).max();
         longest.unwrap_or(1) as f64 * 7.8 + 12.0
     }
 
     fn horizontal_lines(self, plot: Plot) -> Markup {
         html! {
-            @for mark in self.marks() {
-                @let y = plot.y(self, mark);
+            @for (mark, text) in self.marks() {
+                @let y = plot.bottom() - plot.height * self.share(mark);
                 line.axis x1=(px(plot.left)) x2=(px(plot.left + plot.width)) y1=(px(y)) y2=(px(y)) {}
-                text x=(px(plot.left - 8.0)) y=(px(y + 4.5)) text-anchor="end" { (self.text(mark)) }
+                text x=(px(plot.left - 8.0)) y=(px(y + 4.5)) text-anchor="end" { (text) }
             }
         }
     }
@@ -474,6 +655,50 @@ mod tests {
         assert!(page.contains(&all), "the legend has no {all}");
     }
 
+    /// A line with points over 1, 10, 100 and so on.
+    fn line<'a>(name: &'a str, values: &[f64]) -> Line<'a> {
+        let points = values.iter().zip(0..).map(|(&y, power)| Point {
+            x: 10_u64.pow(power),
+            y,
+            range: Some([y, y * 2.0]),
+            text: y.to_string(),
+        });
+        Line {
+            name,
+            colour: 1,
+            points: points.collect(),
+        }
+    }
+
+    #[rstest]
+    #[case(&[1.0], &["1", "10"])]
+    #[case(&[0.3, 244.5], &["0.1", "1", "10", "100", "1,000"])]
+    #[case(&[10.0, 1_000.0], &["10", "100", "1,000"])]
+    fn an_axis_of_powers_of_ten_covers_everything(#[case] values: &[f64], #[case] expected: &[&str]) {
+        let axis = Decades::new(values.iter().copied());
+        let texts: Vec<String> = axis.marks().map(|(_, text)| text).collect();
+        assert_eq!(texts, expected);
+        assert!(values.iter().all(|&value| (0.0..=1.0).contains(&axis.share(value))));
+    }
+
+    #[test]
+    fn lines_that_end_beside_each_other_have_their_names_apart_and_in_order() {
+        let lines = Lines {
+            title: "",
+            note: "",
+            series: vec![
+                line("lower", &[1.0, 5.0]),
+                line("upper", &[1.0, 5.1]),
+                line("far", &[1.0, 50.0]),
+            ],
+            decades: false,
+        };
+        let named = lines.names(|value| 200.0 - value);
+        let order: Vec<&str> = named.iter().map(|(line, _)| line.name).collect();
+        assert_eq!(order, ["far", "upper", "lower"]);
+        assert!(named.windows(2).all(|pair| pair[1].1 - pair[0].1 >= 17.0));
+    }
+
     /// HTML's parser closes none of SVG's elements by itself: one that is left open swallows those after it.
     #[test]
     fn every_element_of_a_plot_is_closed() {
@@ -505,11 +730,20 @@ mod tests {
                 values: vec![1, 2],
             }],
         };
-        let image = image("bars", std::slice::from_ref(&bars));
-        let page = [bars.render(), columns.render(), stack.render(), image]
+        let rendered = bars.render();
+        let lines = Lines {
+            title: "lines",
+            note: "",
+            series: vec![line("a line", &[1.0, 5.0])],
+            decades: true,
+        };
+        let image = image("all", [Panel::from(bars), Panel::from(lines)]);
+        let page = [rendered, columns.render(), stack.render(), image]
             .map(PreEscaped::into_string)
             .concat();
-        for element in ["svg", "g", "rect", "path", "line", "text", "title"] {
+        for element in [
+            "svg", "g", "rect", "path", "line", "polyline", "circle", "text", "title",
+        ] {
             let opened = page.matches(&format!("<{element} ")).count() + page.matches(&format!("<{element}>")).count();
             assert_eq!(
                 opened,

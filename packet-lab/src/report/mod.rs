@@ -9,6 +9,7 @@
 
 mod bench;
 mod chart;
+mod growth;
 mod packet;
 mod page;
 mod run;
@@ -19,6 +20,7 @@ use std::{fs, io, path::Path};
 
 pub use self::{
     bench::{Compared, bench},
+    growth::growth,
     run::run,
     simulation::simulation,
     throughput::throughput,

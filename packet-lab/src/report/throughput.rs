@@ -16,12 +16,9 @@ pub fn throughput(report: &Report) -> String {
         .into_iter()
         .map(|bytes| (bytes, format!("{bytes} bytes of payload")))
         .collect();
-    let panels: Vec<Bars<'_>> = titles
-        .iter()
-        .map(|(bytes, title)| panel(report, *bytes, title))
-        .collect();
+    let panels = titles.iter().map(|(bytes, title)| panel(report, *bytes, title));
     let label = "Packets a second that one core relays, by relay and size of payload";
-    chart::image(label, &panels).into_string()
+    chart::image(label, panels).into_string()
 }
 
 fn panel<'a>(report: &'a Report, payload_bytes: usize, title: &'a str) -> Bars<'a> {
