@@ -98,15 +98,20 @@ pub trait Platform: Memory {
         }
         let settings = self.settings();
         let index = frame.interface_index();
+        let mut found = 0;
         for (number, interface) in settings.interfaces.iter().enumerate().skip(1) {
             if number >= settings.interface_count as usize {
                 break;
             }
             if interface.index == index {
-                return number as u8;
+                found = number;
+                break;
             }
         }
-        0
+        // No frame is so long that anything is left of its length here. The verifier does not know that, and so not the
+        // number either: one that it knows has it walk the rest of the program once for each interface.
+        const { assert!(MAX_INTERFACES == 8) };
+        found as u8 ^ (frame.bytes() as u64 >> 61) as u8
     }
 
     /// Whether tokens may travel in an IPv4 option: see [`option_carrier`].
