@@ -1,4 +1,4 @@
-//! The least XDP program: it passes every packet. A veth link accepts frames from the XDP program at one end only if
+//! The least XDP program: it passes every packet, in however many buffers. A veth link accepts frames from the XDP program at one end only if
 //! the other end has a program too.
 
 use aya::{
@@ -68,7 +68,7 @@ fn attach(ebpf: &mut Ebpf, interface: &str) -> Result<(), ProgramError> {
 /// The program as an object file, which is what aya loads.
 fn elf() -> Result<Vec<u8>, object::write::Error> {
     let mut object = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
-    let text = object.add_section(Vec::new(), b"xdp".to_vec(), SectionKind::Text);
+    let text = object.add_section(Vec::new(), b"xdp.frags".to_vec(), SectionKind::Text);
     let value = object.append_section_data(text, &INSTRUCTIONS, 8);
     object.add_symbol(Symbol {
         name: NAME.into(),

@@ -102,6 +102,8 @@ pub struct World {
     pub drop_unmatched: bool,
     /// Largest IP packet that fits the link of the first interface, in bytes.
     pub mtu: u16,
+    /// How many bytes of a frame are in its first buffer, the rest being in others; `None` for frames in one buffer.
+    pub first_buffer: Option<usize>,
     /// ICMP messages that the relay sends per second, to all together; 0 for none.
     pub icmp_per_second: u32,
     /// Whether time is the lab's; otherwise it is the kernel's, as in production.
@@ -136,6 +138,7 @@ impl World {
             max_users: 16,
             drop_unmatched: false,
             mtu: 1500,
+            first_buffer: None,
             icmp_per_second: 1_000,
             lab_clock: true,
             event_sample: 0,
@@ -157,6 +160,12 @@ impl World {
     pub fn with_user(mut self, user: User) -> Self {
         self.users.push(user);
         self
+    }
+
+    /// How many bytes of a frame are in its first buffer.
+    #[must_use]
+    pub fn in_first_buffer(&self, frame: &[u8]) -> usize {
+        self.first_buffer.map_or(frame.len(), |bytes| bytes.min(frame.len()))
     }
 
     /// All interfaces, by number.

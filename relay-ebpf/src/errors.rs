@@ -78,7 +78,11 @@ fn answer_v4<F: Frame, P: Platform>(frame: &mut F, platform: &P, at: usize, mtu:
     }
     let quoted = if bytes >= MOST_V4 { QUOTE_V4 } else { LEAST_QUOTE };
     let headers = Ipv4::HEADER_BYTES + icmp::HEADER_BYTES;
-    if bytes < headers + quoted || !may_send(platform) {
+    if bytes < headers + quoted {
+        return None;
+    }
+    let _is_in_first_buffer: u8 = frame.read(at + headers + quoted - 1)?;
+    if !may_send(platform) {
         return None;
     }
     let quote = quote(frame, at, headers, quoted)?;
@@ -101,10 +105,14 @@ fn answer_v6<F: Frame, P: Platform>(frame: &mut F, platform: &P, at: usize, mtu:
     let packet = Ipv6::parse(frame, at)?;
     let mtu = if mtu > LEAST_MTU_V6 { mtu } else { LEAST_MTU_V6 };
     // What is larger than any MTU that is told is larger than the message, too.
-    if packet.total_bytes() <= mtu || !is_one_host(packet.source()) || !may_send(platform) {
+    if packet.total_bytes() <= mtu || !is_one_host(packet.source()) {
         return None;
     }
     let headers = Ipv6::HEADER_BYTES + icmp::HEADER_BYTES;
+    let _is_in_first_buffer: u8 = frame.read(at + headers + QUOTE_V6 - 1)?;
+    if !may_send(platform) {
+        return None;
+    }
     let quote = quote(frame, at, headers, QUOTE_V6)?;
     frame.truncate(at + headers + QUOTE_V6)?;
     let length = (icmp::HEADER_BYTES + QUOTE_V6) as u32;

@@ -9,7 +9,7 @@ use std::{boxed::Box, vec::Vec};
 use crate::{
     layout::{BLOCKED, Control, DestinationEntry, PrefixKey, SaltEntry, Settings, SlotEntry},
     platform::{Memory, Platform},
-    wire::{Address, Frame, Word},
+    wire::{Address, Frame, Word, checksum::Change},
 };
 
 /// The maps and settings of one relay.
@@ -147,6 +147,10 @@ pub struct HostFrame {
     pub bytes: Vec<u8>,
     /// The kernel's index of the interface that it came in by.
     pub interface_index: u32,
+    /// How many of the bytes are in its first buffer: all, if it has but one.
+    pub first_buffer: usize,
+    /// How many bytes it is known to have: see [`Frame::measure`].
+    pub measured: usize,
 }
 
 impl HostFrame {
@@ -154,6 +158,8 @@ impl HostFrame {
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
         Self {
+            first_buffer: bytes.len(),
+            measured: bytes.len(),
             bytes,
             interface_index: 0,
         }
@@ -162,7 +168,13 @@ impl HostFrame {
 
 impl Frame for HostFrame {
     fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.measured
+    }
+
+    fn measure(&mut self, claimed: usize) {
+        if claimed > self.measured {
+            self.measured = self.bytes.len();
+        }
     }
 
     fn interface_index(&self) -> u32 {
@@ -171,24 +183,31 @@ impl Frame for HostFrame {
 
     fn read<W: Word>(&self, offset: usize) -> Option<W> {
         let end = offset.checked_add(size_of::<W>())?;
-        W::read_from_bytes(self.bytes.get(offset..end)?).ok()
+        W::read_from_bytes(self.bytes[..self.first_buffer].get(offset..end)?).ok()
     }
 
     fn write<W: Word>(&mut self, offset: usize, words: W) -> Option<()> {
         let end = offset.checked_add(size_of::<W>())?;
-        self.bytes.get_mut(offset..end)?.copy_from_slice(words.as_bytes());
+        let first = &mut self.bytes[..self.first_buffer];
+        first.get_mut(offset..end)?.copy_from_slice(words.as_bytes());
         Some(())
+    }
+
+    fn add_to(&self, change: Change, offset: usize, bytes: usize) -> Option<Change> {
+        change.adding(&Self::new(self.bytes.clone()), offset, bytes)
     }
 
     fn move_start(&mut self, bytes: isize) -> Option<()> {
         let Ok(removed) = usize::try_from(bytes) else {
             self.bytes.splice(..0, core::iter::repeat_n(0, bytes.unsigned_abs()));
+            self.first_buffer += bytes.unsigned_abs();
             return Some(());
         };
-        if removed + crate::wire::ethernet::HEADER_BYTES > self.bytes.len() {
+        if removed + crate::wire::ethernet::HEADER_BYTES > self.first_buffer {
             return None;
         }
         self.bytes.drain(..removed);
+        self.first_buffer -= removed;
         Some(())
     }
 
@@ -197,6 +216,7 @@ impl Frame for HostFrame {
             return None;
         }
         self.bytes.truncate(bytes);
+        self.first_buffer = self.first_buffer.min(bytes);
         Some(())
     }
 }

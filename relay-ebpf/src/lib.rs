@@ -80,6 +80,8 @@ pub fn decide<F: Frame, P: Platform>(frame: &mut F, platform: &P) -> Decision {
 
 #[inline(always)]
 fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P) -> Decision {
+    // Before anything else is known of it, which would have to be kept meanwhile.
+    frame.measure(I::claimed_end(frame, ethernet::HEADER_BYTES));
     let Some(packet) = Packet::<I>::parse(frame, ethernet::HEADER_BYTES) else {
         return UNRELATED;
     };

@@ -23,7 +23,10 @@ use core::{
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, xdp_action, xdp_md},
-    helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_load_bytes},
+    helpers::{
+        bpf_jiffies64, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+        bpf_xdp_load_bytes,
+    },
     macros::{map, xdp},
     maps::{Array, DevMap, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
     programs::XdpContext,
@@ -36,7 +39,10 @@ use relay_ebpf::{
     },
     platform::{Memory, Platform, TRIES},
     verdict::{COUNTERS, Decision, Verdict},
-    wire::{Address, Frame, Word},
+    wire::{
+        Address, Frame, Word,
+        checksum::{self, Change},
+    },
 };
 
 /// Sizes of maps that the loader sets from the configuration.
@@ -99,7 +105,7 @@ static TX_PORTS: DevMap = DevMap::with_max_entries(MAX_INTERFACES as u32, 0);
 static LAYOUT: Array<u32> = Array::with_max_entries(1, 0);
 
 /// The relay.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn relay(ctx: XdpContext) -> u32 {
     // One of the two is gone once the program is loaded.
@@ -114,10 +120,10 @@ pub fn relay(ctx: XdpContext) -> u32 {
 fn run<const PLAIN: bool>(ctx: &XdpContext, platform: &Kernel<PLAIN>) -> u32 {
     let timer = Timer::start(platform.settings);
     let mut frame = PacketFrame::new(ctx);
-    let bytes = frame.bytes() as u64;
     // Opaque, or the compiler keeps what follows from each decision in further words.
     let decided = decide(&mut frame, platform);
     let decision = Decision::from_word(frame.unknown(decided.word()));
+    let bytes = frame.bytes() as u64;
     let (reason, direction, port) = (decision.reason(), decision.direction(), decision.redirect());
     let nth = count(reason.counter(direction), bytes);
     let mut verdict = reason.verdict(platform.settings.drop_unmatched != 0, port.is_some());
@@ -127,7 +133,7 @@ fn run<const PLAIN: bool>(ctx: &XdpContext, platform: &Kernel<PLAIN>) -> u32 {
     if let Some(mtu) = decision.told_mtu()
         && answer(ctx.ctx, mtu)
     {
-        count(direction.answers(), frame.bytes() as u64);
+        count(direction.answers(), PacketFrame::new(ctx).bytes() as u64);
         verdict = Verdict::Tx;
     }
     timer.stop();
@@ -149,7 +155,7 @@ fn redirect(port: Option<u8>) -> u32 {
 }
 
 /// Tells the control process what this program's clock says: writes the jiffies into the first 8 bytes of the packet.
-#[xdp]
+#[xdp(frags)]
 pub fn relay_clock(ctx: XdpContext) -> u32 {
     // SAFETY: the helper takes no arguments and only reads kernel state.
     let jiffies = unsafe { bpf_jiffies64() };
@@ -164,6 +170,81 @@ pub fn relay_clock(ctx: XdpContext) -> u32 {
 fn answer(ctx: *mut xdp_md, mtu: usize) -> bool {
     let ctx = XdpContext::new(ctx);
     errors::answer(&mut PacketFrame::new(&ctx), &Kernel::<false>::new(), mtu).is_some()
+}
+
+/// What sums of buffers are never: [`checksum::MAX_ADDED_BYTES`] have far smaller ones.
+const NO_SUM: u64 = u64::MAX;
+/// Bytes that they are read at a time.
+const LOADED_BYTES: usize = 32;
+
+/// The sum of `bytes` of the frame from `offset` on, whatever buffers they are in, as 32-bit words; [`NO_SUM`] if they are
+/// not all in the frame, or too many. A function of its own in the program, for the reasons of [`answer`].
+#[inline(never)]
+fn sum_of_buffers(ctx: *mut xdp_md, offset: usize, bytes: usize) -> u64 {
+    let rest = bytes % LOADED_BYTES;
+    let end = bytes - rest;
+    let mut sum = 0;
+    // The rest first, for the reason that `Change::adding` has.
+    if rest != 0 {
+        match load(ctx, offset + end, within::<LOADED_BYTES>(rest as u64)) {
+            Some(loaded) => sum = loaded,
+            None => return NO_SUM,
+        }
+    }
+    let mut at = 0;
+    while at < end {
+        // The verifier of Linux 6.1 compares numbers with constants alone, and would not see the loop end.
+        if opaque(at as *mut u8) as usize >= checksum::MAX_ADDED_BYTES {
+            return NO_SUM;
+        }
+        match load(ctx, offset + at, LOADED_BYTES as u32) {
+            Some(loaded) => sum += loaded,
+            None => return NO_SUM,
+        }
+        at += LOADED_BYTES;
+    }
+    // The verifier follows how large a sum can be, and would look at what comes after it for each number of rounds. It knows
+    // nothing of a number whose bytes were swapped.
+    // SAFETY: arithmetic in a register; swapped twice, the number is what it was.
+    unsafe { asm!("{0} = be64 {0}", "{0} = be64 {0}", inout(reg) sum, options(pure, nomem, nostack, preserves_flags)) };
+    sum
+}
+
+/// The sum of `wanted` bytes of the frame from `offset` on, at most [`LOADED_BYTES`].
+#[inline(always)]
+fn load(ctx: *mut xdp_md, offset: usize, wanted: u32) -> Option<u64> {
+    let mut words = MaybeUninit::<[u64; LOADED_BYTES / 8]>::uninit();
+    let target = words.as_mut_ptr().cast::<u64>();
+    // SAFETY: all words are written, those behind the last bytes as 0, and the helper writes `wanted` bytes of so many as
+    // there are. Word by word, as in `report`.
+    let words = unsafe {
+        for word in 0..LOADED_BYTES / 8 {
+            target.add(word).write_volatile(0);
+        }
+        if bpf_xdp_load_bytes(ctx, offset as u32, target.cast(), wanted) != 0 {
+            return None;
+        }
+        words.assume_init()
+    };
+    Some(
+        words
+            .iter()
+            .fold(0, |sum, &word| sum + (word & 0xffff_ffff) + (word >> 32)),
+    )
+}
+
+/// A length, not 0, as the length of an array of `MOST` bytes at most. Helpers take no 0, and the verifier has to see that
+/// this is none. By a mask that the compiler cannot take away: where it compares, the verifier of Linux 6.1 loses track of
+/// a copy.
+#[inline(always)]
+fn within<const MOST: usize>(bytes: u64) -> u32 {
+    const { assert!(MOST.is_power_of_two()) };
+    let mut last = bytes.min(MOST as u64).wrapping_sub(1);
+    // SAFETY: arithmetic in a register.
+    unsafe {
+        asm!("{0} &= {1}", inout(reg) last, const MOST - 1, options(pure, nomem, nostack, preserves_flags));
+    }
+    last as u32 + 1
 }
 
 /// Counts the packet, and returns how many like it this CPU counted before.
@@ -188,15 +269,8 @@ fn report(ctx: &XdpContext, platform: &impl Platform, reason: u8, direction: u8,
     if sample == 0 || nth & (sample - 1) != 0 {
         return;
     }
-    // The helper takes no 0, and the verifier has to see that this is none (no frame is empty) and at most `EVENT_BYTES`.
-    // By a mask that the compiler cannot take away: where it compares, the verifier of Linux 6.1 loses track of a copy.
-    const { assert!(EVENT_BYTES.is_power_of_two()) };
-    let mut last = bytes.min(EVENT_BYTES as u64).wrapping_sub(1);
-    // SAFETY: arithmetic in a register.
-    unsafe {
-        asm!("{0} &= {1}", inout(reg) last, const EVENT_BYTES - 1, options(pure, nomem, nostack, preserves_flags));
-    }
-    let captured = last + 1;
+    // No frame is empty.
+    let captured = within::<EVENT_BYTES>(bytes);
     let Some(mut entry) = EVENTS.reserve::<DropEvent>(0) else {
         return;
     };
@@ -214,7 +288,7 @@ fn report(ctx: &XdpContext, platform: &impl Platform, reason: u8, direction: u8,
         for word in 0..EVENT_BYTES / 8 {
             target.add(word).write_volatile(0);
         }
-        bpf_xdp_load_bytes(ctx.ctx, 0, target.cast(), captured as u32)
+        bpf_xdp_load_bytes(ctx.ctx, 0, target.cast(), captured)
     };
     if loaded == 0 {
         entry.submit(0);
@@ -443,15 +517,25 @@ fn opaque<T>(pointer: *mut T) -> *mut T {
     same
 }
 
-/// The packet between `data` and `data_end`.
+/// The packet: its first buffer is between `data` and `data_end`.
 struct PacketFrame<'a> {
     ctx: &'a XdpContext,
+    /// As far as it was measured.
+    bytes: usize,
 }
 
 impl<'a> PacketFrame<'a> {
     #[inline(always)]
     fn new(ctx: &'a XdpContext) -> Self {
-        Self { ctx }
+        let bytes = ctx.data_end() - ctx.data();
+        Self { ctx, bytes }
+    }
+
+    /// Bytes in all buffers.
+    #[inline(always)]
+    fn whole_bytes(&self) -> usize {
+        // SAFETY: the context is the program's own; the helper only reads it.
+        unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) as usize }
     }
 
     /// A pointer to `W` at `offset`, checked the way the verifier follows: pointer against end.
@@ -465,7 +549,15 @@ impl<'a> PacketFrame<'a> {
 impl Frame for PacketFrame<'_> {
     #[inline(always)]
     fn bytes(&self) -> usize {
-        self.ctx.data_end() - self.ctx.data()
+        self.bytes
+    }
+
+    /// Calls of helpers are dear, and most frames are in one buffer.
+    #[inline(always)]
+    fn measure(&mut self, claimed: usize) {
+        if claimed > self.bytes {
+            self.bytes = self.whole_bytes();
+        }
     }
 
     #[inline(always)]
@@ -492,6 +584,15 @@ impl Frame for PacketFrame<'_> {
     }
 
     #[inline(always)]
+    fn add_to(&self, change: Change, offset: usize, bytes: usize) -> Option<Change> {
+        if offset + bytes <= self.ctx.data_end() - self.ctx.data() {
+            return change.adding(self, offset, bytes);
+        }
+        let sum = sum_of_buffers(self.ctx.ctx, offset, bytes);
+        (sum != NO_SUM).then(|| change.with_sum(sum))
+    }
+
+    #[inline(always)]
     fn move_start(&mut self, bytes: isize) -> Option<()> {
         // SAFETY: the context is the program's own. All pointers into the packet are derived anew afterwards.
         let result = unsafe { bpf_xdp_adjust_head(self.ctx.ctx, bytes as i32) };
@@ -500,12 +601,11 @@ impl Frame for PacketFrame<'_> {
 
     #[inline(always)]
     fn truncate(&mut self, bytes: usize) -> Option<()> {
-        // Opaque, or the compiler subtracts from the end, which the verifier does not let it do.
-        let surplus = self.unknown(self.bytes()) as i32 - bytes as i32;
+        let surplus = self.whole_bytes() as i32 - bytes as i32;
         if surplus < 0 {
             return None;
         }
-        // SAFETY: as in `strip`.
+        // SAFETY: as in `move_start`.
         let result = unsafe { bpf_xdp_adjust_tail(self.ctx.ctx, -surplus) };
         (result == 0).then_some(())
     }

@@ -158,10 +158,8 @@ impl Envelope {
             return Err(Reason::TooBig);
         }
         let payload = packet.payload_offset() + self.strip;
-        let change = self
-            .ip
-            .added::<O>()
-            .adding(frame, payload, bytes)
+        let change = frame
+            .add_to(self.ip.added::<O>(), payload, bytes)
             .ok_or(Reason::Truncated)?;
         Ok(udp.summed(change))
     }

@@ -17,7 +17,7 @@ static GENERATOR: Array<[u64; 3]> = Array::with_max_entries(1, 0);
 #[map(name = "receiver_state")]
 static RECEIVER: Array<[u64; 7]> = Array::with_max_entries(1, 0);
 
-#[xdp]
+#[xdp(frags)]
 pub fn generator(ctx: XdpContext) -> u32 {
     generate(&ctx).unwrap_or(xdp_action::XDP_ABORTED)
 }
@@ -48,7 +48,7 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
     }
 }
 
-#[xdp]
+#[xdp(frags)]
 pub fn receiver(ctx: XdpContext) -> u32 {
     receive(&ctx).unwrap_or(xdp_action::XDP_PASS)
 }

@@ -31,7 +31,7 @@ static FEED: Array<[u32; 3]> = Array::with_max_entries(1, 0);
 #[map(name = "targets")]
 static TARGETS: ProgramArray = ProgramArray::with_max_entries(2, 0);
 
-#[xdp]
+#[xdp(frags)]
 pub fn feeder(ctx: XdpContext) -> u32 {
     match feed(&ctx) {
         Some(never) => never,
@@ -66,7 +66,7 @@ fn feed(ctx: &XdpContext) -> Option<u32> {
     Some(xdp_action::XDP_DROP)
 }
 
-#[xdp]
+#[xdp(frags)]
 pub fn floor(ctx: XdpContext) -> u32 {
     let head = ctx.data();
     if head + 14 > ctx.data_end() {

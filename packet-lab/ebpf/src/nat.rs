@@ -66,7 +66,7 @@ impl Headers {
     }
 }
 
-#[xdp]
+#[xdp(frags)]
 pub fn nat(ctx: XdpContext) -> u32 {
     translate(&ctx).unwrap_or(xdp_action::XDP_PASS)
 }

@@ -99,6 +99,10 @@ impl Fit {
                 "a socket does not tell of interfaces, nor chooses among them",
             ),
             (
+                self.world.first_buffer.is_some(),
+                "a socket does not tell of buffers: a datagram is in one",
+            ),
+            (
                 self.world.takes(Carrier::IpOption),
                 "tokens in IP options do not come through sockets",
             ),

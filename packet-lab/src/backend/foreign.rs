@@ -57,7 +57,7 @@ impl Backend for ForeignBackend {
     fn takes(&self, frame: &[u8]) -> bool {
         match self.wire {
             Some(_) => Wire::takes(frame),
-            None => kernel::FRAME_BYTES.contains(&frame.len()),
+            None => kernel::PAGE_BYTES.contains(&frame.len()),
         }
     }
 

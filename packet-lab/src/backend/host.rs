@@ -86,6 +86,8 @@ impl Backend for HostBackend {
         let mut host_frame = HostFrame {
             bytes: frame.to_vec(),
             interface_index: index(interface),
+            first_buffer: self.world.in_first_buffer(frame),
+            measured: self.world.in_first_buffer(frame),
         };
         let outcome = relay_ebpf::process(&mut host_frame, &self.host);
         let moved = self
@@ -93,7 +95,7 @@ impl Backend for HostBackend {
             .entry(counter(outcome.direction, outcome.reason))
             .or_default();
         moved.packets += 1;
-        moved.bytes += frame.len() as u64;
+        moved.bytes += host_frame.measured as u64;
         self.answers += u64::from(outcome.answered);
         let verdict = outcome.verdict(self.world.drop_unmatched).into();
         let is_sent = matches!(verdict, Verdict::Tx | Verdict::Redirect);

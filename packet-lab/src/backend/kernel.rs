@@ -7,6 +7,7 @@ use std::{fs, net::SocketAddr, ops::RangeInclusive, sync::atomic::Ordering};
 use aya::{
     TestRunOptions,
     programs::{TestRun as _, Xdp},
+    util::KernelVersion,
 };
 use ipnet::IpNet;
 use lumenlink_relay::datapath::{
@@ -30,9 +31,15 @@ use crate::{
     world::{NextHop, User, World},
 };
 
-/// Frames that a test run takes: at least an Ethernet header (else EINVAL), at most what one page holds beside the
-/// head and tail room (more makes a frame of several buffers, which the program is not loaded for).
-pub(super) const FRAME_BYTES: RangeInclusive<usize> = 14..=3_500;
+/// Frames that a test run takes: at least an Ethernet header (else EINVAL), at most what 18 pages hold beside the head and
+/// tail room.
+pub(super) const FRAME_BYTES: RangeInclusive<usize> = 14..=65_549;
+
+/// Those that one page holds, beside the head and tail room: of a larger one the rest is in other buffers.
+pub(super) const PAGE_BYTES: RangeInclusive<usize> = 14..=3_500;
+
+/// Since when a test run takes a frame whose first buffer holds less than that (`data_end` of the context).
+const SPLITS: (u8, u8) = (6, 18);
 
 /// How much longer a program may make a frame: what the kernel leaves in front of one and behind it.
 const ROOM_BYTES: usize = 1024;
@@ -121,15 +128,24 @@ impl KernelBackend {
 /// # Errors
 /// If the kernel cannot run it, or it returns what is no XDP action.
 pub fn run_once(program: &Xdp, frame: &[u8]) -> Result<Processed, BackendError> {
-    run_on(program, 0, frame)
+    run_on(program, 0, frame, frame.len())
+}
+
+/// Why this kernel cannot run the program in a world; none if it can.
+#[must_use]
+pub fn misfit(world: &World) -> Option<String> {
+    let (major, minor) = SPLITS;
+    let is_older = KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(major, minor, 0));
+    let why = format!("test runs divide frames between buffers as told since Linux {major}.{minor}");
+    (world.first_buffer.is_some() && is_older).then_some(why)
 }
 
 /// Gives one frame to a program, as if it came in by the interface of this network namespace with this index, 0 for
-/// the loopback interface.
-fn run_on(program: &Xdp, ingress_ifindex: u32, frame: &[u8]) -> Result<Processed, BackendError> {
+/// the loopback interface, with so many bytes in its first buffer.
+fn run_on(program: &Xdp, ingress_ifindex: u32, frame: &[u8], first: usize) -> Result<Processed, BackendError> {
     let mut output = vec![0; frame.len() + ROOM_BYTES];
     let context = Context {
-        data_end: frame.len() as u32,
+        data_end: first as u32,
         ingress_ifindex,
         ..Context::default()
     };
@@ -228,12 +244,13 @@ impl Backend for KernelBackend {
     fn process_on(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Result<Processed, BackendError> {
         self.set_clock(now_ns);
         let program = self.loaded.program()?;
+        let first = self.world.in_first_buffer(frame);
         let Some(wire) = &self.wire else {
-            return run_once(program, frame);
+            return run_on(program, 0, frame, first);
         };
         let ends = wire.ends();
         let index = ends.indices()[usize::from(interface)];
-        let mut processed = ends.inside(|| run_on(program, index, frame))??;
+        let mut processed = ends.inside(|| run_on(program, index, frame, first))??;
         processed.egress = match processed.verdict {
             Verdict::Tx => Some(interface),
             Verdict::Redirect => {

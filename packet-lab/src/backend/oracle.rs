@@ -81,7 +81,7 @@ impl Backend for OracleBackend {
             .entry(counter(judgement.direction, judgement.reason))
             .or_default();
         moved.packets += 1;
-        moved.bytes += frame.len() as u64;
+        moved.bytes += judgement.counted_bytes;
         self.last = Some((judgement.direction, judgement.reason));
         self.last_slot = judgement.slot;
         self.answers += u64::from(judgement.answered);

@@ -46,6 +46,13 @@ pub fn missing_capabilities() -> Vec<&'static str> {
     missing
 }
 
+/// Why frames cannot be had on a wire as this world has them, if so.
+#[must_use]
+pub fn misfit(world: &World) -> Option<&'static str> {
+    let why = "on a wire it is the driver that divides frames between buffers";
+    world.first_buffer.is_some().then_some(why)
+}
+
 impl Backend for VethBackend {
     fn name(&self) -> &'static str {
         "veth"

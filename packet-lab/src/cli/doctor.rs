@@ -20,11 +20,8 @@ use serde::Serialize;
 
 use super::{Ended, Exit, json, line};
 
-/// Since when the kernel has what the programs use: atomic compare-and-swap, 5.12 on x86-64; 5.18 on arm64.
-const OLDEST_KERNEL: KernelVersion = match cfg!(target_arch = "aarch64") {
-    true => KernelVersion::new(5, 18, 0),
-    false => KernelVersion::new(5, 12, 0),
-};
+/// Since when the kernel has what the programs use: frames in several buffers.
+const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 18, 0);
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -107,7 +104,7 @@ fn kernel() -> Finding {
         Ok(version) if version < OLDEST_KERNEL => missing(
             what,
             format!("{release}: without atomic compare-and-swap in BPF programs"),
-            "run it on Linux 5.12 or later, on arm64 5.18",
+            "run it on Linux 5.18 or later",
         ),
         _ => ok(what, release),
     }
@@ -184,7 +181,7 @@ fn kernel_backend() -> Finding {
         Err(error) => missing(
             "kernel backend",
             error.to_string(),
-            "run as root, on Linux 5.12 or later with CONFIG_BPF_SYSCALL",
+            "run as root, on Linux 5.18 or later with CONFIG_BPF_SYSCALL",
         ),
     }
 }

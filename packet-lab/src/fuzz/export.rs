@@ -142,6 +142,7 @@ fn relay(world: &World) -> Relay {
         carrier: Some(world.carriers.clone()),
         unmatched: world.drop_unmatched.then_some(Unmatched::Drop),
         mtu: Some(world.mtu),
+        first_buffer: world.first_buffer,
         icmp_per_second: Some(world.icmp_per_second),
         mac: Some(Mac(world.mac)),
         interfaces: None,

@@ -11,6 +11,8 @@
 //!   and including a UDP header (another `EtherType` or protocol, a version that is not the `EtherType`'s, an IPv4 header
 //!   length below 20 bytes, a frame that ends before) is not known to be for anybody: `unrelated`; nor is an IPv6
 //!   packet from or to an IPv4-mapped address. [`packet`]
+//! - Of a frame in several buffers the same holds of the first: what of the UDP header is not in it cannot be read. A token
+//!   that is not whole in it is `truncated`, and an ICMP message that is larger than it is not sent.
 //! - The header checksum of IPv4 is not verified, nor is UDP's. [`rewrite`]
 //! - A fragment is an IPv4 packet with More Fragments set, or an IPv6 packet with a Fragment header, even where that is
 //!   the only fragment. One with an offset is `unrelated`. [`packet`]
@@ -65,6 +67,8 @@ pub struct Judgement {
     pub egress: Option<u8>,
     /// The frame afterwards.
     pub frame: Vec<u8>,
+    /// Bytes of the frame that are counted.
+    pub counted_bytes: u64,
     /// Whether that is an ICMP message to its sender.
     pub answered: bool,
     /// The slot whose memory may have changed.
@@ -162,6 +166,7 @@ impl Oracle {
     pub fn judge(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Judgement {
         self.touched = None;
         let (direction, outcome) = self.direct(now_ns, interface, frame);
+        let counted_bytes = packet::counted_bytes(frame, self.world.in_first_buffer(frame)) as u64;
         let (reason, egress, frame) = match outcome {
             Ok(sent) => (sent.reason, Some(sent.interface), sent.frame),
             Err(reason) => (reason, None, frame.to_vec()),
@@ -179,6 +184,7 @@ impl Oracle {
             verdict,
             egress,
             frame,
+            counted_bytes,
             answered: egress.is_some() && reason == Reason::TooBig,
             slot: self.touched,
         }
@@ -189,6 +195,10 @@ impl Oracle {
         let Some(packet) = Packet::read(frame) else {
             return (Direction::Uplink, Err(Reason::Unrelated));
         };
+        let first_buffer = self.world.in_first_buffer(frame);
+        if packet.payload_at() > first_buffer {
+            return (Direction::Uplink, Err(Reason::Unrelated));
+        }
         if self.world.listeners.contains(&packet.destination()) {
             return (Direction::Uplink, self.uplink(now_ns, interface, &packet));
         }
@@ -339,7 +349,8 @@ impl Oracle {
             }
         }
         let (token, payload) = datagram.split_first_chunk()?;
-        Some((Carrier::Udp, token, payload))
+        let is_in_first_buffer = packet.payload_at() + token::TOKEN_BYTES <= self.world.in_first_buffer(packet.frame());
+        is_in_first_buffer.then_some((Carrier::Udp, token, payload))
     }
 
     /// "What the relay does: downlink".
@@ -412,6 +423,9 @@ impl Oracle {
         let (outside, inside) = (sent_bytes(packet.source().ip(), &[]), sent_bytes(to.ip(), &[]));
         let mtu = (usize::from(mtu) + taken_off + outside).saturating_sub(inside);
         let message = errors::too_big(packet, self.interface(ingress).mac, mtu).ok_or(Reason::TooBig)?;
+        if message.len() > self.world.in_first_buffer(packet.frame()) {
+            return Err(Reason::TooBig);
+        }
         let rate = self.world.icmp_per_second;
         if rate == 0 || !self.messages.take(rate, rate.div_ceil(10), now_ns) {
             return Err(Reason::TooBig);

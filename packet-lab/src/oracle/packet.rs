@@ -58,6 +58,18 @@ impl<'a> Packet<'a> {
         })
     }
 
+    /// The whole frame.
+    #[must_use]
+    pub fn frame(&self) -> &'a [u8] {
+        self.frame
+    }
+
+    /// Where the UDP payload starts.
+    #[must_use]
+    pub fn payload_at(&self) -> usize {
+        self.udp_at + UdpHeader::LEN
+    }
+
     /// The MAC address that it came from.
     #[must_use]
     pub fn source_mac(&self) -> [u8; 6] {
@@ -165,6 +177,28 @@ impl<'a> Packet<'a> {
 
     fn udp_end(&self) -> usize {
         self.udp_at + usize::from(self.udp.length())
+    }
+}
+
+/// Bytes of a frame that are counted, with so many in its first buffer: the others only where the length of the IP packet,
+/// in the first, says that there are some.
+#[must_use]
+pub fn counted_bytes(frame: &[u8], first_buffer: usize) -> usize {
+    let first = &frame[..first_buffer];
+    let number = |at: usize| {
+        let bytes = first.get(at..at + 2)?.try_into().ok()?;
+        Some(usize::from(u16::from_be_bytes(bytes)))
+    };
+    let ip_at = Ethernet2Header::LEN;
+    let end = match number(ip_at - 2).map(|kind| EtherType(kind as u16)) {
+        Some(EtherType::IPV4) => number(ip_at + 2).map(|length| ip_at + length),
+        Some(EtherType::IPV6) => number(ip_at + 4).map(|length| ip_at + Ipv6Header::LEN + length),
+        _ => None,
+    };
+    if end.is_some_and(|end| end > first_buffer) {
+        frame.len()
+    } else {
+        first_buffer
     }
 }
 

@@ -126,6 +126,10 @@ pub struct Relay {
     /// Largest IP packet, in bytes, that fits the link to the clients; 1500 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// How many bytes of each frame the driver puts in its first buffer, the rest in others; all by default. Only the
+    /// backends `host`, `oracle` and (Linux 6.18) `kernel` can have it so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_buffer: Option<usize>,
     /// ICMP messages that the relay sends per second, to all together, and a tenth of that at once; 0 for none; 1000 by
     /// default.
     #[serde(skip_serializing_if = "Option::is_none")]

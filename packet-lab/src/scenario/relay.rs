@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
 };
 
 use relay_ebpf::layout::{MAX_EGRESS, MAX_INTERFACES, MAX_LISTENERS};
@@ -15,6 +16,8 @@ use crate::world::{self, World};
 pub const NEXT_HOP_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0xd1];
 /// Largest IP packet of a link that nothing else is said of, in bytes.
 const MTU: u16 = 1500;
+/// Bytes that a first buffer can have: at least an Ethernet header, at most what a page of a test run holds.
+const FIRST_BUFFER: RangeInclusive<usize> = 14..=3_500;
 /// Key of the header protection that nothing else is said of.
 const HEADER_KEY: [u8; 16] = [
     0xf0, 0xf1, 0xf2, 0xf3, 0xf4, 0xf5, 0xf6, 0xf7, 0xf8, 0xf9, 0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0xff,
@@ -67,6 +70,7 @@ impl Setting {
             max_users,
             drop_unmatched: relay.unmatched == Some(Unmatched::Drop),
             mtu: first_interface.mtu,
+            first_buffer: relay.first_buffer,
             icmp_per_second: relay.icmp_per_second.unwrap_or(base.icmp_per_second),
             ..World::new()
         };
@@ -90,6 +94,11 @@ impl Setting {
                     format!("{count} IPv{family} addresses; a relay has at most {MAX_EGRESS}"),
                 ));
             }
+        }
+        if let Some(bytes) = self.world.first_buffer.filter(|bytes| !FIRST_BUFFER.contains(bytes)) {
+            let (least, most) = FIRST_BUFFER.into_inner();
+            let message = format!("{bytes} bytes; a first buffer has {least} (an Ethernet header) to {most}");
+            faults.push(("first_buffer", message));
         }
         let interfaces = self.world.interfaces();
         if interfaces.len() > MAX_INTERFACES {

@@ -59,12 +59,16 @@ pub fn missing(backend: BackendKind) -> Option<String> {
     (!missing.is_empty()).then(|| format!("needs {}; run as root", missing.join(" and ")))
 }
 
-/// Why a backend cannot run a scenario wherever it is, if so: what the scenario sends is nothing that comes through a
-/// socket.
+/// Why a backend cannot run a scenario, whatever the process may, if so: what the scenario sends is nothing that comes
+/// through a socket, or is in buffers as nothing here can have it.
 #[must_use]
 pub fn misfit(scenario: &Scenario, backend: BackendKind) -> Option<String> {
-    if backend != BackendKind::Userspace {
-        return None;
+    let world = || relay::world(&scenario.file).0;
+    match backend {
+        BackendKind::Host | BackendKind::Oracle => return None,
+        BackendKind::Kernel => return kernel::misfit(&world()),
+        BackendKind::Veth => return veth::misfit(&world()).map(str::to_owned),
+        BackendKind::Userspace => {}
     }
     let found = Rc::new(Cell::new(None));
     let probe =

@@ -2,6 +2,7 @@
 //! protection, in this process and in the kernel.
 
 mod bench;
+mod buffers;
 mod concurrency;
 mod downlink;
 mod errors;

@@ -11,7 +11,7 @@ use packet_lab::{
     Backend, Lab, Observation, World,
     backend::{
         host::HostBackend,
-        kernel::{KernelBackend, missing_capabilities},
+        kernel::{self, KernelBackend, missing_capabilities},
         oracle::OracleBackend,
         veth::{self, VethBackend},
     },
@@ -213,10 +213,14 @@ pub fn lab(world: World) -> Lab {
     let host = HostBackend::new(&world).expect("the world fits a relay");
     let oracle = OracleBackend::new(&world).expect("the world fits a relay");
     let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(oracle), Box::new(host)];
-    if let Some(kernel) = kernel(&world) {
+    if kernel::misfit(&world).is_none()
+        && let Some(kernel) = kernel(&world)
+    {
         backends.push(Box::new(kernel));
     }
-    if let Some(veth) = veth(&world) {
+    if veth::misfit(&world).is_none()
+        && let Some(veth) = veth(&world)
+    {
         backends.push(Box::new(veth));
     }
     Lab::new(world, backends)

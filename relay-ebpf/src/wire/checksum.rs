@@ -25,6 +25,13 @@ impl Change {
         Self(self.0 + new as u64)
     }
 
+    /// Counts 32-bit words of the new packet as added, of which this is the sum.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_sum(self, sum: u64) -> Self {
+        Self(self.0 + sum)
+    }
+
     /// Counts all that another change does.
     #[inline(always)]
     #[must_use]

@@ -13,6 +13,10 @@ pub trait Ip: Copy {
     /// Bytes of a header that the relay writes.
     const HEADER_BYTES: usize;
 
+    /// Where a packet whose header is at `offset` ends by its length field, in bytes from the start of the frame; 0 if
+    /// there is no such field.
+    fn claimed_end<F: Frame>(frame: &F, offset: usize) -> usize;
+
     /// Reads the header at `offset`. `None` if it is not this family's, does not carry UDP, or is a fragment other
     /// than the first, which has no ports to go by.
     fn parse<F: Frame>(frame: &F, offset: usize) -> Option<Self>;

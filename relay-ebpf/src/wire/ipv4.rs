@@ -9,6 +9,8 @@ use super::{
 };
 
 const WORDS: usize = 5;
+/// Where the field with the length of the packet is.
+const TOTAL_BYTES: usize = 2;
 const DONT_FRAGMENT: u32 = 0x4000;
 const MORE_FRAGMENTS: u32 = 0x2000;
 const FRAGMENT_OFFSET: u32 = 0x1fff;
@@ -84,6 +86,13 @@ impl Ip for Ipv4 {
     const IS_V4: bool = true;
     const ETHERTYPE: Be16 = Be16::new(0x0800);
     const HEADER_BYTES: usize = 4 * WORDS;
+
+    #[inline(always)]
+    fn claimed_end<F: Frame>(frame: &F, offset: usize) -> usize {
+        frame
+            .read(offset + TOTAL_BYTES)
+            .map_or(0, |bytes| offset + Be16::from_raw(bytes).get() as usize)
+    }
 
     #[inline(always)]
     fn parse<F: Frame>(frame: &F, offset: usize) -> Option<Self> {

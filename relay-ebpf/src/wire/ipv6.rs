@@ -9,6 +9,8 @@ use super::{
 
 const WORDS: usize = 10;
 const HEADER: usize = 4 * WORDS;
+/// Where the field with the length of what follows the header is.
+const PAYLOAD_BYTES: usize = 4;
 /// The Fragment header: its next header is the first byte, its offset the upper 13 bits of the second 16.
 const FRAGMENT: u8 = 44;
 const FRAGMENT_HEADER: usize = 8;
@@ -28,6 +30,13 @@ impl Ip for Ipv6 {
     const IS_V4: bool = false;
     const ETHERTYPE: Be16 = Be16::new(0x86dd);
     const HEADER_BYTES: usize = HEADER;
+
+    #[inline(always)]
+    fn claimed_end<F: Frame>(frame: &F, offset: usize) -> usize {
+        frame
+            .read(offset + PAYLOAD_BYTES)
+            .map_or(0, |bytes| offset + HEADER + Be16::from_raw(bytes).get() as usize)
+    }
 
     #[inline(always)]
     fn parse<F: Frame>(frame: &F, offset: usize) -> Option<Self> {

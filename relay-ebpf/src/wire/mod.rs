@@ -12,6 +12,8 @@ pub mod udp;
 #[cfg(not(target_arch = "bpf"))]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use self::checksum::Change;
+
 /// A 16-bit number in network order.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
@@ -198,10 +200,14 @@ pub trait Word: sealed::Sealed + Copy + FromBytes + IntoBytes + Immutable {}
 #[cfg(not(target_arch = "bpf"))]
 impl<W: sealed::Sealed + Copy + FromBytes + IntoBytes + Immutable> Word for W {}
 
-/// One Ethernet frame. Offsets count bytes from its start.
-pub trait Frame {
-    /// Bytes of the frame.
+/// One Ethernet frame. Offsets count bytes from its start. It may lie in several buffers, as the driver received it:
+/// what is read and written has to be in the first one.
+pub trait Frame: Sized {
+    /// Bytes of the frame: of its first buffer at least, of all once it was [measured](Self::measure) for want of more.
     fn bytes(&self) -> usize;
+
+    /// Looks whether there are more buffers, if so many bytes are more than the frame is known to have.
+    fn measure(&mut self, claimed: usize);
 
     /// The kernel's index of the interface that it came in by.
     fn interface_index(&self) -> u32;
@@ -219,6 +225,12 @@ pub trait Frame {
 
     /// Overwrites the words at `offset`, `None` if any of them is past the end; then nothing is written.
     fn write<W: Word>(&mut self, offset: usize, words: W) -> Option<()>;
+
+    /// Counts bytes of the frame as added, as [`Change::adding`] does, whatever buffers they are in.
+    #[inline(always)]
+    fn add_to(&self, change: Change, offset: usize, bytes: usize) -> Option<Change> {
+        change.adding(self, offset, bytes)
+    }
 
     /// Moves the start of the frame: removes `bytes` from the front or, if negative, puts as many there, which are to be
     /// written. `None` if the frame is too short or has no room in front of it; then nothing is changed.

@@ -161,6 +161,9 @@ impl Frame for DatagramFrame<'_> {
         HEAD_BYTES + self.payload.len() - self.start
     }
 
+    /// A datagram is in one buffer.
+    fn measure(&mut self, _claimed: usize) {}
+
     /// Sockets do not tell, and nobody asks where there is one.
     fn interface_index(&self) -> u32 {
         0
