@@ -32,6 +32,22 @@ pub struct Trio {
 }
 
 impl Trio {
+    /// Makes them, on links that take IP packets of so many bytes.
+    #[must_use]
+    #[track_caller]
+    pub fn with_mtu(bytes: usize) -> Self {
+        let trio = Self::new();
+        for (host, port) in [
+            (&trio.client, "client"),
+            (&trio.relay, "relay"),
+            (&trio.server, "server"),
+        ] {
+            host.ip(&format!("link set eth0 mtu {bytes}"));
+            trio.net.switch.ip(&format!("link set {port} mtu {bytes}"));
+        }
+        trio
+    }
+
     /// Makes them; their links are up.
     #[must_use]
     pub fn new() -> Self {

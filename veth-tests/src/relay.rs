@@ -483,9 +483,27 @@ impl<'a> Relay<'a> {
     #[must_use]
     #[track_caller]
     pub fn icmp_messages(&self, direction: &str) -> u64 {
+        self.metric(&format!(
+            "lumenlink_relay_icmp_messages_total{{direction=\"{direction}\"}} "
+        ))
+    }
+
+    /// How many bytes the frames of this direction had that were treated so.
+    ///
+    /// # Panics
+    /// If /metrics does not answer, or does not say so.
+    #[must_use]
+    #[track_caller]
+    pub fn bytes(&self, direction: &str, reason: &str) -> u64 {
+        let labels = format!("direction=\"{direction}\",reason=\"{reason}\"");
+        self.metric(&format!("lumenlink_relay_bytes_total{{{labels}}} "))
+    }
+
+    /// The value behind a metric's name and labels.
+    #[track_caller]
+    fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.get("/metrics").expect("/metrics answers");
-        let name = format!("lumenlink_relay_icmp_messages_total{{direction=\"{direction}\"}} ");
-        let value = text.lines().find_map(|line| line.strip_prefix(&name));
+        let value = text.lines().find_map(|line| line.strip_prefix(name));
         let value = value.unwrap_or_else(|| panic!("no {name}in\n{text}"));
         value.parse::<f64>().expect("a number") as u64
     }

@@ -150,7 +150,7 @@ fn pairs() -> impl Iterator<Item = (Family, Family)> {
 }
 
 /// A socket that has nothing fragmented, and is told what the path takes.
-fn discovering(host: &Host, family: Family) -> UdpSocket {
+pub fn discovering(host: &Host, family: Family) -> UdpSocket {
     let socket = host.udp(family, 0);
     match family {
         Family::V4 => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DO),
@@ -161,7 +161,7 @@ fn discovering(host: &Host, family: Family) -> UdpSocket {
 }
 
 /// Whether the kernel says that a packet does not fit the path; then nothing was sent.
-fn is_too_long(sent: io::Result<usize>) -> bool {
+pub fn is_too_long(sent: io::Result<usize>) -> bool {
     match sent {
         Ok(_) => false,
         Err(error) if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) => true,
@@ -170,7 +170,7 @@ fn is_too_long(sent: io::Result<usize>) -> bool {
 }
 
 /// Takes what has arrived, and errors that are left, until nothing comes for a moment.
-fn drain(socket: &UdpSocket) {
+pub fn drain(socket: &UdpSocket) {
     let end = Instant::now() + PATIENCE;
     socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     while Instant::now() < end {

@@ -8,6 +8,7 @@ mod exchange;
 mod faults;
 mod hostile;
 mod interfaces;
+mod jumbo;
 mod limits;
 mod network;
 mod operation;
