@@ -12,13 +12,18 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// # Panics
 /// After `deadline`, with `what` was waited for.
 #[track_caller]
-pub fn until<T>(what: &str, deadline: Duration, mut attempt: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, deadline: Duration, attempt: impl FnMut() -> Option<T>) -> T {
+    within(deadline, attempt).unwrap_or_else(|| panic!("waited {deadline:?} for {what}, in vain"))
+}
+
+/// The same, and `None` after the deadline.
+pub fn within<T>(deadline: Duration, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + deadline;
     loop {
-        if let Some(found) = attempt() {
+        let found = attempt();
+        if found.is_some() || Instant::now() >= end {
             return found;
         }
-        assert!(Instant::now() < end, "waited {deadline:?} for {what}, in vain");
         thread::sleep(PAUSE);
     }
 }

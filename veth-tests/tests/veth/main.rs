@@ -14,6 +14,7 @@ mod network;
 mod operation;
 mod persistence;
 mod proxy;
+mod queues;
 mod surroundings;
 mod throughput;
 mod userspace;
