@@ -11,9 +11,9 @@ use lumenlink_relay::{
     config::{Config, XdpMode},
     datapath::{
         Datapath, DatapathError, PublishedUser,
-        attach::{AttachError, Pins},
+        attach::{AttachError, Attachment, Pins},
         interface::Interface,
-        program::{LoadOptions, Loaded},
+        program::{LoadOptions, Loaded, OBJECT},
     },
 };
 use relay_ebpf::{
@@ -195,6 +195,104 @@ fn pins_keep_program_and_maps_until_they_are_removed() {
         wait_for("the program to be gone", || {
             Interface::read("relay0").unwrap().program.is_none()
         });
+    });
+}
+
+/// The program as it would be without frames in several buffers: another section says so.
+fn without_buffers() -> Vec<u8> {
+    let mut object = OBJECT.to_vec();
+    let section = b"xdp.frags\0";
+    let places: Vec<_> = (0..object.len())
+        .filter(|at| object[*at..].starts_with(section))
+        .collect();
+    assert!(!places.is_empty(), "the program takes frames in several buffers");
+    for at in places {
+        object[at + b"xdp".len()] = 0;
+    }
+    object
+}
+
+#[test]
+fn a_program_that_takes_jumbo_frames_takes_the_place_of_one_that_does_not() {
+    if !can_run("replacing programs") {
+        return;
+    }
+    let namespace = Namespace::new();
+    let bpffs = Bpffs::new();
+    let config = Config {
+        xdp_persist: true,
+        xdp_pin_dir: bpffs.pins(),
+        ..config(1000)
+    };
+    namespace.run(|| {
+        // A relay of this version made the pins, and one whose program takes no jumbo frames runs on them.
+        let datapath = Datapath::load(&config, KEY).unwrap();
+        datapath.publish_all(&[user(3)]).unwrap();
+        datapath.attach().unwrap();
+        drop(datapath);
+        let interface = Interface::read("relay0").unwrap();
+        let settings = Settings {
+            tick_ns: 4_000_000,
+            max_users: 1000,
+            max_destinations: 1000,
+            ..Settings::default()
+        };
+        let mut former = Loaded::from_object(&without_buffers(), &LoadOptions { settings, pins: None }).unwrap();
+        let pins = Pins::open(&config.xdp_pin_dir, 1000, std::slice::from_ref(&interface)).unwrap();
+        let attachment = Attachment::new(former.program().unwrap(), &interface, XdpMode::Native, Some(&pins)).unwrap();
+        assert_eq!(attachment.mode(), XdpMode::Native);
+        drop((attachment, pins));
+        let before = Interface::read("relay0").unwrap().program.unwrap();
+        assert_ne!(Some(before), interface.program, "the former program is on the link");
+
+        let next = Datapath::load(&config, KEY).unwrap();
+        let report = next.publish_all(&[user(3)]).unwrap();
+        assert_eq!((report.written, report.kept), (0, 1));
+        next.attach().unwrap();
+        assert_eq!(next.mode(), Some(XdpMode::Native));
+        assert_ne!(Interface::read("relay0").unwrap().program, Some(before));
+        namespace.ip("link set peer0 mtu 9000");
+        namespace.ip("link set relay0 mtu 9000");
+
+        // The way back is closed while the link is that large, and what runs stays.
+        let running = Interface::read("relay0").unwrap();
+        drop(next);
+        let pins = Pins::open(&config.xdp_pin_dir, 1000, std::slice::from_ref(&running)).unwrap();
+        let error = Attachment::new(former.program().unwrap(), &running, XdpMode::Native, Some(&pins)).unwrap_err();
+        assert!(error.to_string().contains("MTU"), "{error}");
+        assert_eq!(Interface::read("relay0").unwrap().program, running.program);
+    });
+}
+
+#[test]
+fn without_frames_in_several_buffers_a_large_mtu_is_told_and_auto_falls_back_to_generic() {
+    if !can_run("attaching to a jumbo link") {
+        return;
+    }
+    let namespace = Namespace::new();
+    namespace.ip("link set peer0 mtu 9000");
+    namespace.ip("link set relay0 mtu 9000");
+    namespace.run(|| {
+        let settings = Settings {
+            tick_ns: 4_000_000,
+            max_users: 16,
+            max_destinations: 16,
+            ..Settings::default()
+        };
+        let options = LoadOptions { settings, pins: None };
+        let interface = Interface::read("relay0").unwrap();
+        let mut without = Loaded::from_object(&without_buffers(), &options).unwrap();
+        let program = without.program().unwrap();
+        let error = Attachment::new(program, &interface, XdpMode::Native, None).unwrap_err();
+        assert!(matches!(error, AttachError::NotNative { .. }), "{error}");
+        assert!(error.to_string().contains("MTU"), "{error}");
+        let attachment = Attachment::new(program, &interface, XdpMode::Auto, None).unwrap();
+        assert_eq!(attachment.mode(), XdpMode::Generic);
+        attachment.detach().unwrap();
+
+        let mut with = Loaded::new(&options).unwrap();
+        let attachment = Attachment::new(with.program().unwrap(), &interface, XdpMode::Native, None).unwrap();
+        assert_eq!(attachment.mode(), XdpMode::Native);
     });
 }
 

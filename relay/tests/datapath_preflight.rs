@@ -36,7 +36,17 @@ fn a_veth_pair_runs_native_xdp_and_a_bridge_does_not() {
             assert_eq!(find(&items, name).status, Status::Ok, "{:?}", find(&items, name));
         }
         assert_eq!(find(&items, "driver").found, "veth");
-        assert_eq!(find(&items, "native_xdp").found, "yes");
+        let native = &find(&items, "native_xdp").found;
+        assert!(
+            native.starts_with("yes (basic, redirect, ") && native.contains("rx-sg"),
+            "{native}"
+        );
+        assert_eq!(find(&items, "headroom").found, "256 bytes");
+        let offloads = find(&items, "receive_offloads");
+        assert_eq!(
+            (offloads.status, offloads.found.as_str()),
+            (Status::Ok, "none that puts packets together")
+        );
 
         let on_bridge = |xdp_mode| {
             let items = check(&Config {
@@ -73,11 +83,21 @@ fn an_interface_that_is_missing_down_large_or_without_its_addresses_is_told() {
         assert!(addresses.found.starts_with("192.0.2.2 not on"), "{}", addresses.found);
 
         namespace.ip("addr add 192.0.2.2/24 dev relay0");
+        namespace.ip("link add bridge0 mtu 9000 type bridge");
         namespace.ip("link set relay0 mtu 9000");
         namespace.ip("link set peer0 down");
         let items = check(&config(1000));
         assert_eq!(find(&items, "addresses").status, Status::Ok);
-        assert_eq!(find(&items, "mtu").status, Status::Warning);
+        let mtu = find(&items, "mtu");
+        assert_eq!(
+            (mtu.status, mtu.found.as_str()),
+            (Status::Ok, "9000 bytes, in several buffers")
+        );
+        let bridge = check(&Config {
+            interfaces: vec!["bridge0".into()],
+            ..config(1000)
+        });
+        assert_eq!(find(&bridge, "mtu").status, Status::Warning);
         assert_eq!(find(&items, "interface").status, Status::Warning);
     });
 }

@@ -452,7 +452,7 @@ impl Attachment {
     /// If the kernel refuses; then the old one stays attached only if the link is pinned.
     pub fn replace(&mut self, program: &mut Xdp) -> Result<(), AttachError> {
         if let Some(link) = self.link.take() {
-            self.link = Some(replace(program, link).map_err(program_failed(&self.interface.name))?);
+            self.link = Some(replace(program, link).map_err(program_failed(&self.interface.name, self.mode))?);
         }
         Ok(())
     }
@@ -468,17 +468,20 @@ fn adopt(program: &mut Xdp, interface: &Interface, pin: &Path) -> Result<Option<
         return Ok(None);
     }
     let link = XdpLink::try_from(link).map_err(link_failed(name))?;
-    let link = replace(program, link).map_err(program_failed(name))?;
     let attached = Interface::read(name).ok().and_then(|interface| interface.program);
     let mode = attached.map_or(XdpMode::Native, |program| program.mode);
+    let link = replace(program, link).map_err(program_failed(name, mode))?;
     Ok(Some((link, mode)))
 }
 
-fn program_failed(interface: &str) -> impl FnOnce(ProgramError) -> AttachError + use<> {
+fn program_failed(interface: &str, mode: XdpMode) -> impl FnOnce(ProgramError) -> AttachError + use<> {
     let interface = interface.to_owned();
-    move |error| AttachError::Failed {
-        interface,
-        source: error.into(),
+    move |error| match os_error(&error) {
+        Some(libc::ERANGE) => explain(&interface, mode, error),
+        _ => AttachError::Failed {
+            interface,
+            source: error.into(),
+        },
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod attach;
 pub mod blocklist;
 pub mod clock;
+mod ethtool;
 pub mod events;
 pub mod interface;
 pub mod maps;

@@ -24,27 +24,64 @@ const XDP_FEATURES: u16 = 3;
 const BASIC: u64 = 1;
 /// `NETDEV_XDP_ACT_NDO_XMIT`: it sends what programs on other interfaces redirect to it.
 const XMIT: u64 = 1 << 2;
+/// `NETDEV_XDP_ACT_RX_SG`: programs get frames in several buffers.
+const RX_SG: u64 = 1 << 5;
+/// `NETDEV_XDP_ACT_NDO_XMIT_SG`: it sends such frames that are redirected to it.
+const XMIT_SG: u64 = 1 << 6;
+/// The flags, by their names in the specification.
+const NAMES: [(u64, &str); 7] = [
+    (BASIC, "basic"),
+    (1 << 1, "redirect"),
+    (XMIT, "ndo-xmit"),
+    (1 << 3, "xsk-zerocopy"),
+    (1 << 4, "hw-offload"),
+    (RX_SG, "rx-sg"),
+    (XMIT_SG, "ndo-xmit-sg"),
+];
 
-/// Whether the driver of the interface with this index runs XDP natively; `None` where the kernel cannot tell (before
-/// 6.3).
+/// What a driver can do, now: some of it depends on how the interface is set up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Features(u64);
+
+impl Features {
+    /// It runs XDP natively.
+    #[must_use]
+    pub const fn runs_xdp(self) -> bool {
+        self.0 & BASIC != 0
+    }
+
+    /// It hands frames over to programs in several buffers.
+    #[must_use]
+    pub const fn takes_buffers(self) -> bool {
+        self.0 & RX_SG != 0
+    }
+
+    /// It sends what a program on another interface redirects to it.
+    #[must_use]
+    pub const fn takes_redirects(self) -> bool {
+        self.0 & XMIT != 0
+    }
+
+    /// It sends that also if it is in several buffers.
+    #[must_use]
+    pub const fn takes_redirected_buffers(self) -> bool {
+        self.0 & XMIT_SG != 0
+    }
+
+    /// As the kernel names them, for people.
+    #[must_use]
+    pub fn names(self) -> Vec<&'static str> {
+        let named = NAMES.iter().filter(|(flag, _)| self.0 & flag != 0);
+        named.map(|(_, name)| *name).collect()
+    }
+}
+
+/// What the driver of the interface with this index can do; `None` where the kernel cannot tell (before 6.3).
 ///
 /// # Errors
 /// What the kernel answers otherwise.
-pub fn runs_xdp(ifindex: u32) -> io::Result<Option<bool>> {
-    Ok(features(ifindex)?.map(|features| features & BASIC != 0))
-}
-
-/// Whether the driver of the interface with this index sends what a program on another interface redirects to it, now;
-/// `None` where the kernel cannot tell (before 6.3).
-///
-/// # Errors
-/// What the kernel answers otherwise.
-pub fn takes_redirects(ifindex: u32) -> io::Result<Option<bool>> {
-    Ok(features(ifindex)?.map(|features| features & XMIT != 0))
-}
-
-fn features(ifindex: u32) -> io::Result<Option<u64>> {
-    let Some(family) = family_id()? else {
+pub fn features(ifindex: u32) -> io::Result<Option<Features>> {
+    let Some(family) = family_id(Device::family_name())? else {
         return Ok(None);
     };
     let mut question =
@@ -64,14 +101,14 @@ fn features(ifindex: u32) -> io::Result<Option<u64>> {
     let value = value
         .try_into()
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the driver's XDP features are no 64 bits"))?;
-    Ok(Some(u64::from_ne_bytes(value)))
+    Ok(Some(Features(u64::from_ne_bytes(value))))
 }
 
-/// The number that this kernel gave the family, if it has it.
-fn family_id() -> io::Result<Option<u16>> {
+/// The number that this kernel gave the generic netlink family with this name, if it has it.
+pub(super) fn family_id(name: &str) -> io::Result<Option<u16>> {
     let question = GenlMessage::from_payload(GenlCtrl {
         cmd: GenlCtrlCmd::GetFamily,
-        nlas: vec![GenlCtrlAttrs::FamilyName(Device::family_name().to_owned())],
+        nlas: vec![GenlCtrlAttrs::FamilyName(name.to_owned())],
     });
     match ask(NETLINK_GENERIC, question) {
         Ok(answer) => Ok(answer.payload.nlas.iter().find_map(|attribute| match attribute {

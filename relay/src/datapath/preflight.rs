@@ -15,20 +15,20 @@ use serde::Serialize;
 
 use super::{
     attach::{is_bpffs, pinned_program},
+    ethtool,
     interface::{AttachedProgram, Interface},
     netdev, userspace,
 };
 use crate::config::{Config, XdpMode};
 
-/// Since when the kernel has all that the program uses: atomic compare-and-swap in BPF programs, 5.12 on x86-64; 5.18
-/// on arm64.
-const OLDEST_KERNEL: (u8, u8) = match cfg!(target_arch = "aarch64") {
-    true => (5, 18),
-    false => (5, 12),
-};
+/// Since when the kernel has all that the program uses: frames in several buffers (`BPF_F_XDP_HAS_FRAGS`,
+/// `bpf_xdp_load_bytes`); on arm64 also atomic compare-and-swap in BPF programs.
+const OLDEST_KERNEL: (u8, u8) = (5, 18);
 /// Most bytes of an IP packet that drivers with one page for each packet take with native XDP, about: a page less
 /// headroom, Ethernet header and the kernel's bookkeeping.
 const NATIVE_MTU: u32 = 3498;
+/// Receive offloads that put packets together, and what `ethtool -K` calls them.
+const MERGING: [(&str, &str); 2] = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")];
 /// `CAP_SYS_ADMIN`, which stands for the BPF capabilities too (include/uapi/linux/capability.h).
 const SYS_ADMIN: u32 = 21;
 /// Name, number, and what a relay needs it for.
@@ -124,6 +124,11 @@ fn of_interface(name: &str, config: &Config) -> Vec<Item> {
                 queues(&interface),
                 program(&interface, config),
             ];
+            if config.xdp_mode != XdpMode::Generic {
+                items.push(headroom(&interface));
+                items.push(offloads(&interface));
+                items.extend(driver_limits(&interface));
+            }
             if config.interfaces.len() > 1 && config.xdp_mode != XdpMode::Generic {
                 items.extend(redirects(&interface));
             }
@@ -150,7 +155,9 @@ fn kernel() -> Item {
         |name| name.release().to_string_lossy().into_owned(),
     );
     let (major, minor) = OLDEST_KERNEL;
-    let fix = format!("a kernel of at least {major}.{minor}: the program uses atomic operations that came with it");
+    let fix = format!(
+        "a kernel of at least {major}.{minor}: with it came frames in several buffers, which the program takes"
+    );
     let found = format!("Linux {release}");
     match KernelVersion::current() {
         Ok(version) if version < KernelVersion::new(major, minor, 0) => {
@@ -294,7 +301,97 @@ fn link(interface: &Interface) -> Item {
 }
 
 fn driver(interface: &Interface) -> Item {
-    Item::ok("driver", interface.driver.as_deref().unwrap_or("not known"))
+    let Some(driver) = interface.driver.as_deref() else {
+        return Item::ok("driver", "not known");
+    };
+    // Drivers that come with the kernel have its version, and no other.
+    let version = fs::read_to_string(format!("/sys/module/{driver}/version"));
+    Item::ok(
+        "driver",
+        match version {
+            Ok(version) => format!("{driver}, version {}", version.trim()),
+            Err(_) => driver.to_owned(),
+        },
+    )
+}
+
+/// What room a driver leaves in front of frames shows only in frames.
+fn headroom(interface: &Interface) -> Item {
+    let found = match interface.driver.as_deref() {
+        // XDP_PACKET_HEADROOM: drivers/net/veth.c, VETH_XDP_HEADROOM; drivers/net/virtio_net.c, VIRTIO_XDP_HEADROOM;
+        // drivers/net/ethernet/amazon/ena/ena_xdp.h, ENA_XDP_MAX_MTU.
+        Some("veth" | "virtio_net" | "ena") => "256 bytes",
+        _ => "shows only in packets: `no_headroom` counts those that there was no room for",
+    };
+    Item::ok("headroom", found)
+}
+
+/// Whether the network card puts packets together, which XDP programs cannot take.
+fn offloads(interface: &Interface) -> Item {
+    let name = "receive_offloads";
+    match ethtool::active_features(interface.index) {
+        Ok(Some(active)) => {
+            let merging: Vec<_> = MERGING
+                .iter()
+                .filter(|(feature, _)| active.iter().any(|name| name == feature))
+                .collect();
+            if merging.is_empty() {
+                return Item::ok(name, "none that puts packets together");
+            }
+            let names = merging
+                .iter()
+                .map(|(feature, _)| *feature)
+                .collect::<Vec<_>>()
+                .join(", ");
+            let switches: Vec<_> = merging.iter().map(|(_, switch)| format!("{switch} off")).collect();
+            Item::amiss(
+                name,
+                Status::Warning,
+                format!("{names}: packets are put together before a program sees them, or it is refused natively"),
+                format!("`ethtool -K {} {}`", interface.name, switches.join(" ")),
+            )
+        }
+        Ok(None) => Item::ok(name, "not known: the kernel has no ethtool netlink"),
+        Err(error) => Item::ok(name, format!("not known: {error}")),
+    }
+}
+
+/// What is known of drivers that refuse native XDP although they have it, from their sources.
+fn driver_limits(interface: &Interface) -> Option<Item> {
+    let name = "driver_limits";
+    match interface.driver.as_deref()? {
+        // drivers/net/ethernet/amazon/ena/ena_xdp.h, ena_xdp_allowed(): ENA_XDP_MAX_MTU with pages of 4 KiB, and
+        // ena_xdp_legal_queue_count().
+        "ena" => Some(Item::amiss(
+            name,
+            Status::Warning,
+            format!("ena takes native XDP with at most half of its queues in use, and an MTU of at most {NATIVE_MTU}"),
+            format!(
+                "`ethtool -l {0}` tells how many queues there can be: `ethtool -L {0} combined HALF`; `ip link set {0} mtu \
+                 {NATIVE_MTU}`",
+                interface.name
+            ),
+        )),
+        // drivers/net/virtio_net.c, virtnet_xdp_set().
+        "virtio_net" => {
+            let cpus = cpus();
+            Some(Item::amiss(
+                name,
+                Status::Warning,
+                format!(
+                    "virtio_net sends more slowly where the host gives fewer queues than those in use and one for each of {cpus} \
+                     CPUs more, and refuses native XDP where the host merges packets (GRO_HW) and does not let that be turned off"
+                ),
+                "give the guest more queues (`queues=` of its network device), and turn off the guest offloads of that device \
+                 (`guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,guest_csum=off` in QEMU)",
+            ))
+        }
+        _ => None,
+    }
+}
+
+fn cpus() -> u32 {
+    thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32)
 }
 
 fn native_xdp(interface: &Interface, mode: XdpMode) -> Item {
@@ -305,10 +402,11 @@ fn native_xdp(interface: &Interface, mode: XdpMode) -> Item {
         XdpMode::Auto => Status::Warning,
         XdpMode::Generic | XdpMode::Userspace => Status::Ok,
     };
-    match netdev::runs_xdp(interface.index) {
-        Ok(Some(true)) => Item::ok(name, "yes"),
-        Ok(Some(false)) if status == Status::Ok => Item::ok(name, "no, and xdp.mode = \"generic\" needs none"),
-        Ok(Some(false)) => Item::amiss(name, status, "the driver has none", fix),
+    let features = netdev::features(interface.index);
+    match features.map(|features| features.map(|features| (features.runs_xdp(), features))) {
+        Ok(Some((true, features))) => Item::ok(name, format!("yes ({})", features.names().join(", "))),
+        Ok(Some((false, _))) if status == Status::Ok => Item::ok(name, "no, and xdp.mode = \"generic\" needs none"),
+        Ok(Some((false, _))) => Item::amiss(name, status, "the driver has none", fix),
         Ok(None) => Item::ok(
             name,
             "not known: kernels before 6.3 do not tell; attaching falls back to generic mode",
@@ -325,28 +423,56 @@ fn native_xdp(interface: &Interface, mode: XdpMode) -> Item {
 /// Whether the driver sends what came in by another interface; nothing to say where the kernel cannot tell.
 fn redirects(interface: &Interface) -> Option<Item> {
     let name = "redirects";
-    match netdev::takes_redirects(interface.index) {
-        Ok(Some(false)) => Some(Item::amiss(
+    match netdev::features(interface.index) {
+        Ok(Some(features)) if features.takes_redirects() && is_jumbo(interface) => {
+            Some(match features.takes_redirected_buffers() {
+                true => Item::ok(name, "sends what comes in by another interface, jumbo frames too"),
+                false => Item::amiss(
+                    name,
+                    Status::Warning,
+                    "the driver does not say that it sends jumbo frames that come in natively by another interface: they are \
+                     in several buffers",
+                    format!(
+                        "`ip link set {} mtu {NATIVE_MTU}`, or use a driver with NETDEV_XDP_ACT_NDO_XMIT_SG",
+                        interface.name
+                    ),
+                ),
+            })
+        }
+        Ok(Some(features)) if features.takes_redirects() => {
+            Some(Item::ok(name, "sends what comes in by another interface"))
+        }
+        Ok(Some(_)) => Some(Item::amiss(
             name,
             Status::Warning,
             "the driver does not say that it sends what comes in natively by another interface",
             "on a virtual link, the other end needs an XDP program too; else use a driver with ndo_xdp_xmit, or \
              xdp.mode = \"generic\"",
         )),
-        Ok(Some(true)) => Some(Item::ok(name, "sends what comes in by another interface")),
         _ => None,
     }
 }
 
+fn is_jumbo(interface: &Interface) -> bool {
+    interface.mtu > NATIVE_MTU
+}
+
 fn mtu(interface: &Interface, mode: XdpMode) -> Item {
     let found = format!("{} bytes", interface.mtu);
-    if interface.mtu <= NATIVE_MTU || mode == XdpMode::Generic {
+    if !is_jumbo(interface) || mode == XdpMode::Generic {
         return Item::ok("mtu", found);
+    }
+    if let Ok(Some(features)) = netdev::features(interface.index)
+        && features.takes_buffers()
+    {
+        return Item::ok("mtu", format!("{found}, in several buffers"));
     }
     Item::amiss(
         "mtu",
         Status::Warning,
-        format!("{found}: many drivers refuse native XDP above about {NATIVE_MTU}"),
+        format!(
+            "{found}: the driver does not say that it takes frames in several buffers, and refuses native XDP above about {NATIVE_MTU}"
+        ),
         format!(
             "if attaching natively fails: `ip link set {} mtu 1500`, on both ends of a virtual link",
             interface.name
@@ -355,7 +481,7 @@ fn mtu(interface: &Interface, mode: XdpMode) -> Item {
 }
 
 fn queues(interface: &Interface) -> Item {
-    let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
+    let cpus = cpus();
     let found = format!(
         "{} to receive, {} to send, {cpus} CPUs",
         interface.rx_queues, interface.tx_queues
