@@ -102,7 +102,29 @@ impl fmt::Display for Disagreement {
 pub struct Lab {
     world: World,
     backends: Vec<Box<dyn Backend>>,
-    watched: Vec<u32>,
+    watched: Watched,
+}
+
+/// What is looked at before and after each frame.
+struct Watched {
+    slots: Vec<u32>,
+    /// None where destinations have no limit.
+    destinations: Vec<SocketAddr>,
+}
+
+impl Watched {
+    fn of(world: &World) -> Self {
+        let slots = if world.max_users <= WATCH_ALL {
+            (0..world.max_users).collect()
+        } else {
+            world.users.iter().map(|user| user.slot).collect()
+        };
+        let limited = world.destinations.iter().filter(|_| world.destination_limit.is_some());
+        Self {
+            slots,
+            destinations: limited.map(|destination| destination.to).collect(),
+        }
+    }
 }
 
 impl Lab {
@@ -111,15 +133,10 @@ impl Lab {
     #[must_use]
     pub fn new(world: World, mut backends: Vec<Box<dyn Backend>>) -> Self {
         backends.sort_by_key(|backend| backend.name() != OracleBackend::NAME);
-        let watched = if world.max_users <= WATCH_ALL {
-            (0..world.max_users).collect()
-        } else {
-            world.users.iter().map(|user| user.slot).collect()
-        };
         Self {
+            watched: Watched::of(&world),
             world,
             backends,
-            watched,
         }
     }
 
@@ -230,16 +247,21 @@ fn failed(backend: &'static str) -> impl FnOnce(BackendError) -> LabError {
 
 fn observe(
     backend: &mut dyn Backend,
-    watched: &[u32],
+    watched: &Watched,
     now_ns: u64,
     interface: u8,
     frame: &[u8],
 ) -> Result<Observation, BackendError> {
-    let users = |backend: &dyn Backend| -> Vec<UserState> { watched.iter().map(|&slot| backend.user(slot)).collect() };
+    let Watched { slots, destinations } = watched;
+    let users = |backend: &dyn Backend| -> Vec<UserState> { slots.iter().map(|&slot| backend.user(slot)).collect() };
+    let tats =
+        |backend: &dyn Backend| -> Vec<u64> { destinations.iter().map(|&to| backend.destination_tat(to)).collect() };
+    let tats_before = tats(backend);
     let (users_before, counters_before, answers_before) = (users(backend), backend.counters()?, backend.answers()?);
     let processed = backend.process_on(now_ns, interface, frame)?;
     let (users_after, counters_after) = (users(backend), backend.counters()?);
-    let changed = watched.iter().copied().zip(users_before.into_iter().zip(users_after));
+    let changed = slots.iter().copied().zip(users_before.into_iter().zip(users_after));
+    let spent = destinations.iter().zip(tats_before.into_iter().zip(tats(backend)));
     Ok(Observation {
         verdict: processed.verdict,
         ingress: interface,
@@ -249,6 +271,10 @@ fn observe(
         users: changed
             .filter(|(_, (before, after))| before != after)
             .map(|(slot, (before, after))| (slot, before, after))
+            .collect(),
+        destinations: spent
+            .filter(|(_, (before, after))| before != after)
+            .map(|(to, (before, after))| (*to, before, after))
             .collect(),
         counters: moved(&counters_before, &counters_after),
         answers: backend.answers()?.wrapping_sub(answers_before),

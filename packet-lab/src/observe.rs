@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt::{self, Display},
+    net::SocketAddr,
     str::FromStr,
 };
 
@@ -100,6 +101,8 @@ pub struct Observation {
     pub output: Vec<u8>,
     /// Users of whom something changed, by slot: before and after.
     pub users: Vec<(u32, UserState, UserState)>,
+    /// Destinations of whose limit was spent: its theoretical arrival time, before and after.
+    pub destinations: Vec<(SocketAddr, u64, u64)>,
     /// Every counter that moved, and by how much.
     pub counters: Counters,
     /// ICMP messages that the relay counts as sent.
@@ -199,6 +202,9 @@ impl Display for Observation {
                 writeln!(f, "  {field}: {before} -> {after}")?;
             }
         }
+        for (to, before, after) in &self.destinations {
+            writeln!(f, "destination {to}: tat_ns {before} -> {after}")?;
+        }
         for direction in Direction::ALL {
             for reason in Reason::ALL {
                 if let Some(moved) = self.counters.get(&counter(direction, reason)) {
@@ -243,6 +249,12 @@ pub fn differences(first: &Observation, second: &Observation) -> Vec<(String, St
             value(difference.second),
         );
     }
+    let spent = |observed: &Observation| {
+        let all = observed.destinations.iter();
+        let told = all.map(|(to, before, after)| format!("{to}: {before} -> {after}"));
+        told.collect::<Vec<_>>().join("; ")
+    };
+    compare("tat_ns of destinations".into(), spent(first), spent(second));
     let slots: BTreeSet<u32> = first
         .users
         .iter()
@@ -286,10 +298,11 @@ fn counted(observed: &Observation) -> String {
 #[must_use]
 pub fn changes(before: &UserState, after: &UserState) -> Vec<(&'static str, String, String)> {
     type Field = (&'static str, fn(&UserState) -> String);
-    let fields: [Field; 6] = [
+    let fields: [Field; 7] = [
         ("newest", |state| state.newest.to_string()),
         ("accepted", ranges),
         ("tat_ns", |state| state.tat_ns.to_string()),
+        ("down_tat_ns", |state| state.down_tat_ns.to_string()),
         ("client", client),
         ("uplink", |state| state.uplink.to_string()),
         ("downlink", |state| state.downlink.to_string()),

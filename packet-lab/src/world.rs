@@ -37,6 +37,15 @@ pub struct Destination {
     pub next_hop: Option<NextHop>,
 }
 
+/// So many packets per second, and so many at once.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limit {
+    /// Packets per second.
+    pub rate: u32,
+    /// Packets at once.
+    pub burst: u32,
+}
+
 /// A user.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct User {
@@ -52,6 +61,8 @@ pub struct User {
     pub rate: u32,
     /// Packets at once.
     pub burst: u32,
+    /// Of its downlink packets; `None` for as many as come.
+    pub down_limit: Option<Limit>,
     /// When the grant ends, in nanoseconds on the lab's clock.
     pub expires_ns: Option<u64>,
 }
@@ -106,6 +117,8 @@ pub struct World {
     pub first_buffer: Option<usize>,
     /// ICMP messages that the relay sends per second, to all together; 0 for none.
     pub icmp_per_second: u32,
+    /// Of the packets of all users of a destination together; `None` for as many as they may send.
+    pub destination_limit: Option<Limit>,
     /// Whether time is the lab's; otherwise it is the kernel's, as in production.
     pub lab_clock: bool,
     /// One drop in this many of each reason becomes an event (a power of two), 0 for none.
@@ -140,6 +153,7 @@ impl World {
             mtu: 1500,
             first_buffer: None,
             icmp_per_second: 1_000,
+            destination_limit: None,
             lab_clock: true,
             event_sample: 0,
             latency_sample: 0,

@@ -96,6 +96,7 @@ fn every_reason_is_expected_in_both_families_and_in_both_directions_where_it_has
         Reason::Relayed,
         Reason::Fragment,
         Reason::Truncated,
+        Reason::RateLimited,
         Reason::TtlExpired,
         Reason::TooBig,
     ];

@@ -298,8 +298,12 @@ impl Backend for Faulty {
         self.inner.user(slot)
     }
 
-    fn forget_answers(&mut self) {
-        self.inner.forget_answers();
+    fn destination_tat(&self, to: SocketAddr) -> u64 {
+        self.inner.destination_tat(to)
+    }
+
+    fn forget_shared_limits(&mut self) {
+        self.inner.forget_shared_limits();
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

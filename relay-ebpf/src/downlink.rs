@@ -1,7 +1,7 @@
 //! From a destination to its client.
 
 use crate::{
-    admission::Client,
+    admission::{self, Client},
     layout::{MAX_LISTENERS, Settings, SlotEntry},
     platform::Platform,
     translate::{Envelope, Packet},
@@ -72,6 +72,9 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         return Err(Reason::Fragment);
     }
     let payload = packet.payload_bytes(frame).ok_or(Reason::Truncated)?;
+    if user.has_down_limit && !spend(platform, slot) {
+        return Err(Reason::RateLimited);
+    }
     if packet.ip.hop_limit() <= 1 {
         return Err(Reason::TtlExpired);
     }
@@ -97,4 +100,14 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     platform.add(&state.downlink_packets, 1);
     platform.add(&state.downlink_bytes, payload as u64);
     Ok(Decision::sent(Reason::Relayed, client.interface))
+}
+
+/// Takes one packet from the budget of a slot whose user has a limit, if there is one left.
+#[inline(always)]
+fn spend<P: Platform>(platform: &P, slot: u32) -> bool {
+    let Some(entry) = platform.down_limit(slot) else {
+        return false;
+    };
+    let (interval_ns, burst) = entry.limit(platform);
+    admission::spend(platform, &entry.tat_ns, interval_ns, burst, platform.now_ns())
 }

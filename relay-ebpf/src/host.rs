@@ -7,7 +7,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::{boxed::Box, vec::Vec};
 
 use crate::{
-    layout::{BLOCKED, Control, DestinationEntry, PrefixKey, SaltEntry, Settings, SlotEntry},
+    layout::{
+        BLOCKED, Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, PrefixKey, SaltEntry, Settings,
+        SlotEntry,
+    },
     platform::{Memory, Platform},
     wire::{Address, Frame, Word, checksum::Change},
 };
@@ -23,6 +26,10 @@ pub struct Host {
     pub salts: Box<[SaltEntry]>,
     /// By index.
     pub destinations: Box<[DestinationEntry]>,
+    /// By slot.
+    pub down_limits: Box<[DownLimitEntry]>,
+    /// By the destination's index.
+    pub destination_limits: Box<[DestinationLimitEntry]>,
     /// The clock and the blocklist's generation.
     pub control: Control,
     /// The blocklist: prefixes, and whether they are [`BLOCKED`] or [`SPARED`](crate::layout::SPARED).
@@ -35,18 +42,24 @@ impl Host {
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
-            slots: (0..settings.max_users).map(|_| SlotEntry::default()).collect(),
-            salts: (0..SaltEntry::count(settings.max_users))
-                .map(|_| SaltEntry::default())
-                .collect(),
-            destinations: (0..settings.max_destinations)
-                .map(|_| DestinationEntry::default())
-                .collect(),
+            slots: entries(settings.max_users),
+            salts: entries(SaltEntry::count(settings.max_users)),
+            destinations: entries(settings.max_destinations),
+            down_limits: entries(settings.max_users),
+            destination_limits: entries(settings.max_destinations),
             control: Control::default(),
             blocklist: Vec::new(),
         }
     }
 }
+
+/// So many empty map entries.
+#[must_use]
+pub fn entries<E: Default>(count: u32) -> Box<[E]> {
+    (0..count).map(|_| E::default()).collect()
+}
+
+impl HostAtomics for Host {}
 
 impl Platform for Host {
     fn settings(&self) -> &Settings {
@@ -67,6 +80,14 @@ impl Platform for Host {
 
     fn destination(&self, index: u32) -> Option<&DestinationEntry> {
         self.destinations.get(index as usize)
+    }
+
+    fn down_limit(&self, slot: u32) -> Option<&DownLimitEntry> {
+        self.down_limits.get(slot as usize)
+    }
+
+    fn destination_limit(&self, index: u32) -> Option<&DestinationLimitEntry> {
+        self.destination_limits.get(index as usize)
     }
 
     fn icmp_tat(&self) -> Option<&AtomicU64> {
@@ -93,33 +114,16 @@ impl Platform for Host {
     }
 }
 
-impl Memory for Host {
-    fn load(&self, cell: &AtomicU64) -> u64 {
-        HostMemory.load(cell)
-    }
+/// What reads and writes map entries from a process: its [`Memory`] is the atomics of the host.
+pub trait HostAtomics {}
 
-    fn store(&self, cell: &AtomicU64, word: u64) {
-        HostMemory.store(cell, word);
-    }
-
-    fn touch(&self, cell: &AtomicU64) {
-        HostMemory.touch(cell);
-    }
-
-    fn compare_exchange(&self, cell: &AtomicU64, current: u64, new: u64) -> Result<(), u64> {
-        HostMemory.compare_exchange(cell, current, new)
-    }
-
-    fn add(&self, cell: &AtomicU64, amount: u64) {
-        HostMemory.add(cell, amount);
-    }
-}
-
-/// The atomics of the host, for whoever reads or writes map entries from a process.
+/// The atomics of the host, and nothing else.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostMemory;
 
-impl Memory for HostMemory {
+impl HostAtomics for HostMemory {}
+
+impl<T: HostAtomics> Memory for T {
     fn load(&self, cell: &AtomicU64) -> u64 {
         cell.load(Ordering::Acquire)
     }

@@ -24,6 +24,10 @@ pub mod map {
     pub const SALTS: &str = "salt_map";
     /// ARRAY of [`DestinationEntry`](super::DestinationEntry); written by the control process.
     pub const DESTINATIONS: &str = "dest_map";
+    /// ARRAY of [`DownLimitEntry`](super::DownLimitEntry), by slot.
+    pub const DOWN_LIMITS: &str = "down_limit_map";
+    /// ARRAY of [`DestinationLimitEntry`](super::DestinationLimitEntry), by the destination's index.
+    pub const DESTINATION_LIMITS: &str = "dest_limit_map";
     /// LPM_TRIE from [`PrefixKey`](super::PrefixKey) to [`BLOCKED`](super::BLOCKED) or [`SPARED`](super::SPARED):
     /// source prefixes; the longest counts.
     pub const BLOCKLIST: &str = "blocklist";
@@ -152,6 +156,10 @@ pub struct Settings {
     pub icmp_burst: u32,
     /// Whether tokens travel in an IPv4 option: see [`option_carrier`].
     pub option_carrier: u32,
+    /// Nanoseconds that one uplink packet spends of the limit of all users of its destination; 0: there is none.
+    pub destination_interval_ns: u32,
+    /// Packets that may be sent to a destination at once.
+    pub destination_burst: u32,
     /// The interfaces, by number. A number stays its interface's as long as the maps live: they hold it.
     pub interfaces: [Interface; MAX_INTERFACES],
     /// The listeners.
@@ -178,7 +186,7 @@ impl Settings {
     #[inline(always)]
     #[must_use]
     pub const fn is_plain(&self) -> bool {
-        self.interface_count <= 1 && self.option_carrier == option_carrier::OFF
+        self.interface_count <= 1 && self.option_carrier == option_carrier::OFF && self.destination_interval_ns == 0
     }
 }
 
@@ -207,8 +215,10 @@ pub struct User {
     pub interval_ns: u32,
     /// Packets that may be sent at once: the rate limit lets `burst × interval_ns` be spent ahead of time.
     pub burst: u32,
-    /// Index into `dest_map`.
+    /// Index into `dest_map`, below 2^31.
     pub destination: u32,
+    /// Whether there is a limit for its downlink packets, in `down_limit_map`.
+    pub has_down_limit: bool,
     /// Index of the egress address in its family's list, derived from the slot.
     pub egress: u16,
     /// Egress port, derived from the slot.
@@ -234,7 +244,7 @@ pub struct UserEntry {
     handle: AtomicU64,
     key: [AtomicU64; 2],
     expires_ns: AtomicU64,
-    /// `interval_ns`, then `destination` in the upper half.
+    /// `interval_ns`, then `destination` in the upper half, whose highest bit is [`UserEntry::DOWN_LIMIT`].
     rate: AtomicU64,
     /// `egress`, `egress_port` (network order), then `burst` in the upper half.
     egress: AtomicU64,
@@ -242,6 +252,8 @@ pub struct UserEntry {
 
 impl UserEntry {
     const PRESENT: u64 = 1 << 32;
+    /// In the word of the destination, which the downlink reads anyway.
+    const DOWN_LIMIT: u64 = 1 << 63;
 
     /// Whether the slot belongs to the user with this salt.
     #[inline(always)]
@@ -274,7 +286,8 @@ impl UserEntry {
             expires_ns: memory.load(&self.expires_ns),
             interval_ns: rate as u32,
             burst: (egress >> 32) as u32,
-            destination: (rate >> 32) as u32,
+            destination: ((rate & !Self::DOWN_LIMIT) >> 32) as u32,
+            has_down_limit: rate & Self::DOWN_LIMIT != 0,
             egress: egress as u16,
             egress_port: Be16::from_raw((egress >> 16) as u16),
         }
@@ -291,7 +304,9 @@ impl UserEntry {
         memory.store(&self.key[0], user.key[0]);
         memory.store(&self.key[1], user.key[1]);
         memory.store(&self.expires_ns, user.expires_ns);
-        memory.store(&self.rate, user.interval_ns as u64 | (user.destination as u64) << 32);
+        let down_limit = if user.has_down_limit { Self::DOWN_LIMIT } else { 0 };
+        let rate = user.interval_ns as u64 | (user.destination as u64) << 32 | down_limit;
+        memory.store(&self.rate, rate);
         let egress = user.egress as u64 | (user.egress_port.raw() as u64) << 16 | (user.burst as u64) << 32;
         memory.store(&self.egress, egress);
     }
@@ -359,8 +374,7 @@ pub struct StateEntry {
     pub newest: AtomicU64,
     /// Guards `client` and `client_hop`: bits 0..32 a sequence number, odd while they are being written; 32..40 the
     /// listener's index; 40 set while the window is being emptied; 41..44 the number of the interface that its packets
-    /// come in by; 48..64 the [`Control::block_generation`] that the
-    /// address was checked against.
+    /// come in by; 48..64 the [`Control::block_generation`] that the address was checked against.
     pub client_guard: AtomicU64,
     /// The client's address, as [`Address::words`].
     pub client: [AtomicU64; 2],
@@ -404,6 +418,45 @@ impl StateEntry {
             memory.store(word, 0);
         }
     }
+}
+
+/// The limit of one user's downlink packets, in `down_limit_map`, and what is spent of it. Nothing reads it but for a user
+/// that [has one](User::has_down_limit).
+#[derive(Debug, Default)]
+#[repr(C, align(16))]
+pub struct DownLimitEntry {
+    /// As in [`User`]: `interval_ns`, then `burst` in the upper half, so that a change is one write.
+    limit: AtomicU64,
+    /// Theoretical arrival time (GCRA), on the program's clock; the program's own.
+    pub tat_ns: AtomicU64,
+}
+
+impl DownLimitEntry {
+    /// `interval_ns` and `burst`.
+    #[inline(always)]
+    #[must_use]
+    pub fn limit<M: Memory>(&self, memory: &M) -> (u32, u32) {
+        let limit = memory.load(&self.limit);
+        (limit as u32, (limit >> 32) as u32)
+    }
+
+    /// Sets the limit, before a user is published that has it; what is spent stays spent.
+    pub fn set_limit<M: Memory>(&self, memory: &M, interval_ns: u32, burst: u32) {
+        memory.store(&self.limit, interval_ns as u64 | (burst as u64) << 32);
+    }
+
+    /// Forgets what is spent, for another user or a renewed grant.
+    pub fn clear<M: Memory>(&self, memory: &M) {
+        memory.store(&self.tat_ns, 0);
+    }
+}
+
+/// What all users of one destination together have spent of its limit ([`Settings::destination_interval_ns`]).
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct DestinationLimitEntry {
+    /// Theoretical arrival time (GCRA), on the program's clock; the program's own.
+    pub tat_ns: AtomicU64,
 }
 
 /// Where a next hop is reached (a plain value).
@@ -555,12 +608,14 @@ pub struct DropEvent {
 
 const _: () = {
     assert!(size_of::<Listener>() == 40);
-    assert!(size_of::<Settings>() == 72 + 16 * MAX_INTERFACES + 40 * MAX_LISTENERS + 32 * MAX_EGRESS);
+    assert!(size_of::<Settings>() == 80 + 16 * MAX_INTERFACES + 40 * MAX_LISTENERS + 32 * MAX_EGRESS);
     assert!(size_of::<Control>() == 24);
     assert!(size_of::<SlotEntry>() == 256);
     assert!(offset_of!(SlotEntry, state.tat_ns) == 64 && offset_of!(SlotEntry, state.window) == 128);
     assert!(size_of::<SaltEntry>() == 64);
     assert!(size_of::<DestinationEntry>() == 64);
+    assert!(size_of::<DownLimitEntry>() == 16);
+    assert!(size_of::<DestinationLimitEntry>() == 8);
     assert!(size_of::<PrefixKey>() == 20);
     assert!(size_of::<Latency>() == 16 + 8 * LATENCY_BUCKETS);
     assert!(size_of::<DropEvent>() == 16 + EVENT_BYTES);

@@ -34,8 +34,8 @@ use aya_ebpf::{
 use relay_ebpf::{
     decide, errors,
     layout::{
-        BLOCKED, Control, DestinationEntry, DropEvent, EVENT_BYTES, LATENCY_BUCKETS, Latency, MAX_INTERFACES,
-        SaltEntry, Settings, SlotEntry,
+        BLOCKED, Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, DropEvent, EVENT_BYTES,
+        LATENCY_BUCKETS, Latency, MAX_INTERFACES, SaltEntry, Settings, SlotEntry,
     },
     platform::{Memory, Platform, TRIES},
     verdict::{COUNTERS, Decision, Verdict},
@@ -67,6 +67,8 @@ static SETTINGS: Settings = Settings {
     icmp_interval_ns: 0,
     icmp_burst: 0,
     option_carrier: 0,
+    destination_interval_ns: 0,
+    destination_burst: 0,
     interfaces: [relay_ebpf::layout::Interface {
         mac: relay_ebpf::wire::Mac::new([0; 6]),
         index: 0,
@@ -89,6 +91,10 @@ static USERS: Array<SlotEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F
 static SALTS: Array<SaltEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
 #[map(name = "dest_map")]
 static DESTINATIONS: Array<DestinationEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
+#[map(name = "down_limit_map")]
+static DOWN_LIMITS: Array<DownLimitEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
+#[map(name = "dest_limit_map")]
+static DESTINATION_LIMITS: Array<DestinationLimitEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
 #[map(name = "control")]
 static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "blocklist")]
@@ -424,6 +430,16 @@ impl<const PLAIN: bool> Platform for Kernel<PLAIN> {
     #[inline(always)]
     fn destination(&self, index: u32) -> Option<&DestinationEntry> {
         DESTINATIONS.get(index)
+    }
+
+    #[inline(always)]
+    fn down_limit(&self, slot: u32) -> Option<&DownLimitEntry> {
+        DOWN_LIMITS.get(slot)
+    }
+
+    #[inline(always)]
+    fn destination_limit(&self, index: u32) -> Option<&DestinationLimitEntry> {
+        DESTINATION_LIMITS.get(index)
     }
 
     #[inline(always)]

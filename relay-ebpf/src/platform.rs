@@ -4,7 +4,10 @@
 use core::sync::atomic::AtomicU64;
 
 use crate::{
-    layout::{DestinationEntry, Interface, MAX_INTERFACES, SaltEntry, Settings, SlotEntry, option_carrier},
+    layout::{
+        DestinationEntry, DestinationLimitEntry, DownLimitEntry, Interface, MAX_INTERFACES, SaltEntry, Settings,
+        SlotEntry, option_carrier,
+    },
     wire::{Address, Frame},
 };
 
@@ -43,9 +46,9 @@ pub trait Memory {
 
 /// The machine: the kernel for the XDP program, vectors for the host.
 pub trait Platform: Memory {
-    /// Whether there is one interface, and no token travels in an IPv4 option: known when the program is compiled, so that
-    /// what most relays have no use for is not in the way of their packets. Only with settings that are
-    /// [plain](Settings::is_plain).
+    /// Whether there is one interface, no token travels in an IPv4 option, and destinations have no limit: known when the
+    /// program is compiled, so that what most relays have no use for is not in the way of their packets. Only with
+    /// settings that are [plain](Settings::is_plain).
     const PLAIN: bool = false;
 
     /// The load-time settings.
@@ -62,6 +65,12 @@ pub trait Platform: Memory {
 
     /// A destination, `None` past the end of the map.
     fn destination(&self, index: u32) -> Option<&DestinationEntry>;
+
+    /// The limit of a slot's downlink, `None` past the end of the map.
+    fn down_limit(&self, slot: u32) -> Option<&DownLimitEntry>;
+
+    /// What is spent of a destination's limit, `None` past the end of the map.
+    fn destination_limit(&self, index: u32) -> Option<&DestinationLimitEntry>;
 
     /// The limit of ICMP messages: [`Control::icmp_tat_ns`](crate::layout::Control::icmp_tat_ns).
     fn icmp_tat(&self) -> Option<&AtomicU64>;
@@ -112,6 +121,12 @@ pub trait Platform: Memory {
         // number either: one that it knows has it walk the rest of the program once for each interface.
         const { assert!(MAX_INTERFACES == 8) };
         found as u8 ^ (frame.bytes() as u64 >> 61) as u8
+    }
+
+    /// Whether all users of a destination together have a limit.
+    #[inline(always)]
+    fn has_destination_limit(&self) -> bool {
+        !Self::PLAIN && self.settings().destination_interval_ns != 0
     }
 
     /// Whether tokens may travel in an IPv4 option: see [`option_carrier`].

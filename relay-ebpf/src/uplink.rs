@@ -109,6 +109,9 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     if let Some(too_big) = envelope.check_size::<I>(next_hop.mtu as usize) {
         return Ok(too_big);
     }
+    if platform.has_destination_limit() && !spend_of_destination(platform, user.destination, now_ns) {
+        return Err(Reason::DestinationLimited);
+    }
     envelope.apply(frame, packet)?;
     platform.add(&state.uplink_packets, 1);
     platform.add(&state.uplink_bytes, payload as u64);
@@ -240,6 +243,17 @@ fn egress(settings: &Settings, user: &User, destination: Address) -> Option<Addr
         return None;
     }
     Some(addresses[index])
+}
+
+/// Takes one packet from what all users of a destination may send to it together, if there is one left.
+#[inline(always)]
+fn spend_of_destination<P: Platform>(platform: &P, index: u32, now_ns: u64) -> bool {
+    let Some(entry) = platform.destination_limit(index) else {
+        return false;
+    };
+    let settings = platform.settings();
+    let (interval_ns, burst) = (settings.destination_interval_ns, settings.destination_burst);
+    admission::spend(platform, &entry.tat_ns, interval_ns, burst, now_ns)
 }
 
 /// Sends the packet back to where it came from, token and all.

@@ -122,7 +122,7 @@ reasons! {
     Replayed => "replayed",
     /// The sender's address is on the blocklist.
     BlockedSource => "blocked_source",
-    /// The user is over its rate and burst.
+    /// The user is over its rate and burst, those of this direction.
     RateLimited => "rate_limited",
     /// The destination's next hop is not known, or not yet.
     DestinationUnresolved => "destination_unresolved",
@@ -130,6 +130,8 @@ reasons! {
     TtlExpired => "ttl_expired",
     /// Larger than the link that it would leave by.
     TooBig => "too_big",
+    /// All users of the destination together are over the limit of destinations.
+    DestinationLimited => "destination_limited",
     /// It would grow, and the driver leaves no room in front of it.
     NoHeadroom => "no_headroom",
     /// For an egress port, but not from the destination of a user whose address is known.
@@ -276,6 +278,7 @@ impl Reason {
             | Self::DestinationUnresolved
             | Self::TtlExpired
             | Self::TooBig
+            | Self::DestinationLimited
             | Self::NoHeadroom
             | Self::Unsolicited => Verdict::Drop,
         }

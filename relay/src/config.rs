@@ -17,12 +17,13 @@ use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrLike as _};
 use relay_ebpf::layout::{MAX_EGRESS, MAX_INTERFACES, MAX_LISTENERS};
 
 use self::read::{Raw, Reader};
+use crate::datapath::RateLimit;
 
 /// Where the configuration is looked for when nothing names it.
 pub const DEFAULT_FILE: &str = "/etc/lumenlink/relay.toml";
 
 /// Every key, `section.name`, and what it says.
-pub const KEYS: [(&str, &str); 21] = [
+pub const KEYS: [(&str, &str); 23] = [
     (
         "interface",
         "Where packets arrive and leave, NAME,… [default: eth0; in userspace mode any]",
@@ -80,6 +81,14 @@ pub const KEYS: [(&str, &str); 21] = [
         "ICMP messages that the relay sends, to all together; 0 for none [default: 1000]",
     ),
     (
+        "limits.destination_packets_per_second",
+        "Packets that all users of a destination may send to it per second; 0 for no limit [default: 0]",
+    ),
+    (
+        "limits.destination_burst",
+        "Packets that they may send at once, where that is limited [default: 1000]",
+    ),
+    (
         "xdp.mode",
         "auto, native, generic, or userspace: without XDP and root [default: auto]",
     ),
@@ -93,6 +102,8 @@ pub const KEYS: [(&str, &str); 21] = [
 
 /// Packets per second that a user may be given.
 pub const RATES: std::ops::RangeInclusive<u32> = 1..=10_000_000;
+/// Packets per second that all users of a destination may be given; 0 for no limit.
+pub const DESTINATION_RATES: std::ops::RangeInclusive<u32> = 0..=10_000_000;
 /// ICMP messages per second that the relay may send.
 pub const ICMP_RATES: std::ops::RangeInclusive<u32> = 0..=1_000_000;
 /// Packets that a user may be given to send at once.
@@ -318,6 +329,8 @@ pub struct Config {
     pub burst: u32,
     /// ICMP messages that the relay sends per second, to all together; 0 for none.
     pub icmp_per_second: u32,
+    /// The limit of the packets of all users of a destination together; none for as many as they may send.
+    pub destination_limit: Option<RateLimit>,
     /// How the program is attached.
     pub xdp_mode: XdpMode,
     /// Keep forwarding without the process.
@@ -397,6 +410,7 @@ impl Config {
             icmp_per_second: reader
                 .take("limits.icmp_per_second", |raw| raw.integer(ICMP_RATES))
                 .unwrap_or(1000),
+            destination_limit: destination_limit(reader),
             xdp_mode,
             xdp_persist: reader.take("xdp.persist", Raw::boolean).unwrap_or(false),
             xdp_pin_dir: pin_dir(reader, &interfaces),
@@ -614,23 +628,44 @@ impl Config {
                 });
             }
         }
-        if let Ok(tick) = crate::datapath::clock::tick() {
-            let least = (u128::from(self.packets_per_second) * tick.as_nanos()).div_ceil(1_000_000_000);
-            if u128::from(self.burst) < least {
-                warnings.push(Fault {
-                    place: reader.place("limits.burst"),
-                    message: format!(
-                        "a burst of {} is raised to {least}: the kernel's tick here is {} ms, and {} packets/s are \
-                         {least} in that time",
-                        self.burst,
-                        tick.as_millis(),
-                        self.packets_per_second
-                    ),
-                });
-            }
+        let of_user = RateLimit {
+            rate: self.packets_per_second,
+            burst: self.burst,
+        };
+        let of_destination = self.destination_limit.map(|limit| ("limits.destination_burst", limit));
+        for (key, limit) in [("limits.burst", of_user)].into_iter().chain(of_destination) {
+            warnings.extend(raised_burst(limit).map(|message| Fault {
+                place: reader.place(key),
+                message,
+            }));
         }
         warnings
     }
+}
+
+/// What is to be said of a burst that is too small for the kernel's tick.
+fn raised_burst(RateLimit { rate, burst }: RateLimit) -> Option<String> {
+    let tick = crate::datapath::clock::tick().ok()?;
+    let least = (u128::from(rate) * tick.as_nanos()).div_ceil(1_000_000_000);
+    (u128::from(burst) < least).then(|| {
+        format!(
+            "a burst of {burst} is raised to {least}: the kernel's tick here is {} ms, and {rate} packets/s are {least} in \
+             that time",
+            tick.as_millis(),
+        )
+    })
+}
+
+fn destination_limit(reader: &mut Reader<'_>) -> Option<RateLimit> {
+    let rate = reader.take("limits.destination_packets_per_second", |raw| {
+        raw.integer(DESTINATION_RATES)
+    });
+    let burst = reader.take("limits.destination_burst", |raw| raw.integer(BURSTS));
+    let limit = |rate| RateLimit {
+        rate,
+        burst: burst.unwrap_or(1000),
+    };
+    rate.filter(|rate| *rate > 0).map(limit)
 }
 
 /// The interfaces, of which there is one at least even where they have faults.

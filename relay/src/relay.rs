@@ -247,6 +247,8 @@ impl Relay {
             to: user.to,
             rate: published.rate,
             burst: published.burst,
+            down_rate: published.down_limit.map(|limit| limit.rate),
+            down_burst: published.down_limit.map(|limit| limit.burst),
             expires_at: user.expires_at,
             expired: user.expires_at.is_some_and(|at| at < jiff::Timestamp::now()),
             slot: user.slot,

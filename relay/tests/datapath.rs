@@ -31,6 +31,7 @@ fn user(slot: u32) -> PublishedUser {
         to: SocketAddr::new(IpAddr::from([198, 51, 100, (slot % 200) as u8]), 5000),
         rate: 10_000,
         burst: 1000,
+        down_limit: None,
         expires_at: None,
     }
 }
@@ -43,8 +44,12 @@ fn the_program_loads_whatever_is_on_and_off() {
     if !can_run("loading the program") {
         return;
     }
-    for bits in 0..16_u8 {
-        let [several, protected, sampling, dual] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
+    for bits in 0..32_u8 {
+        let [several, protected, sampling, dual, limited] = [1, 2, 4, 8, 16].map(|bit| bits & bit != 0);
+        // With the most of everything else is enough.
+        if limited && !dual {
+            continue;
+        }
         for carrier in [option_carrier::OFF, option_carrier::ALSO, option_carrier::ALONE] {
             let mut settings = Settings {
                 tick_ns: 4_000_000,
@@ -60,6 +65,8 @@ fn the_program_loads_whatever_is_on_and_off() {
                 event_sample: if sampling { 64 } else { 0 },
                 interface_count: if several { 8 } else { 1 },
                 option_carrier: carrier,
+                destination_interval_ns: if limited { 1_000 } else { 0 },
+                destination_burst: 8,
                 ..Settings::default().with_icmp_limit(if sampling { 1_000 } else { 0 })
             };
             for listener in &mut settings.listeners {
@@ -68,7 +75,7 @@ fn the_program_loads_whatever_is_on_and_off() {
             }
             let options = LoadOptions { settings, pins: None };
             if let Err(error) = Loaded::new(&options) {
-                panic!("{several} {protected} {sampling} {dual} {carrier}: {error}");
+                panic!("{several} {protected} {sampling} {dual} {limited} {carrier}: {error}");
             }
         }
     }

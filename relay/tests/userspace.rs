@@ -100,6 +100,7 @@ impl Scene {
             to: destination.local_addr().expect("it is bound"),
             rate: 10_000_000,
             burst: 1_000_000,
+            down_limit: None,
             expires_at: None,
         };
         plane.open(std::slice::from_ref(&user), &numbering);

@@ -201,8 +201,12 @@ impl Backend for Probe {
         self.host.answers()
     }
 
-    fn forget_answers(&mut self) {
-        self.host.forget_answers();
+    fn destination_tat(&self, to: SocketAddr) -> u64 {
+        self.host.destination_tat(to)
+    }
+
+    fn forget_shared_limits(&mut self) {
+        self.host.forget_shared_limits();
     }
 
     fn user(&self, slot: u32) -> UserState {

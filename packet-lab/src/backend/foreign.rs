@@ -90,7 +90,11 @@ impl Backend for ForeignBackend {
         UserState::default()
     }
 
-    fn forget_answers(&mut self) {}
+    fn destination_tat(&self, _to: SocketAddr) -> u64 {
+        0
+    }
+
+    fn forget_shared_limits(&mut self) {}
 
     fn publish(&mut self, _user: &User) -> Result<(), BackendError> {
         Err(BackendError::Foreign("users"))

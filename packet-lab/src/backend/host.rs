@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use lumenlink_relay::datapath::blocklist;
 use relay_ebpf::{
     host::{Host, HostFrame},
-    layout::{Control, DestinationEntry, PrefixKey, SaltEntry, SlotEntry},
+    layout::{Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, PrefixKey, SaltEntry, SlotEntry},
     verdict::{Direction, Reason},
     wire::Address,
 };
@@ -67,6 +67,14 @@ impl Tables for HostBackend {
         &self.host.destinations
     }
 
+    fn down_limits(&self) -> &[DownLimitEntry] {
+        &self.host.down_limits
+    }
+
+    fn destination_limits(&self) -> &[DestinationLimitEntry] {
+        &self.host.destination_limits
+    }
+
     fn control(&self) -> &Control {
         &self.host.control
     }
@@ -123,8 +131,12 @@ impl Backend for HostBackend {
         tables::user_state(self, &self.world, slot)
     }
 
-    fn forget_answers(&mut self) {
-        tables::forget_answers(self.control());
+    fn destination_tat(&self, to: SocketAddr) -> u64 {
+        tables::destination_tat(self, &self.world, to)
+    }
+
+    fn forget_shared_limits(&mut self) {
+        tables::forget_shared_limits(self);
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

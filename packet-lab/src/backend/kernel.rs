@@ -16,7 +16,7 @@ use lumenlink_relay::datapath::{
     program::{LoadOptions, Loaded},
 };
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, SaltEntry, SlotEntry},
+    layout::{Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, SaltEntry, SlotEntry},
     verdict::{Direction, Reason},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -226,6 +226,14 @@ impl Tables for KernelBackend {
         self.loaded.maps.destinations()
     }
 
+    fn down_limits(&self) -> &[DownLimitEntry] {
+        self.loaded.maps.down_limits()
+    }
+
+    fn destination_limits(&self) -> &[DestinationLimitEntry] {
+        self.loaded.maps.destination_limits()
+    }
+
     fn control(&self) -> &Control {
         self.loaded.maps.control()
     }
@@ -289,8 +297,12 @@ impl Backend for KernelBackend {
         tables::user_state(self, &self.world, slot)
     }
 
-    fn forget_answers(&mut self) {
-        tables::forget_answers(self.control());
+    fn destination_tat(&self, to: SocketAddr) -> u64 {
+        tables::destination_tat(self, &self.world, to)
+    }
+
+    fn forget_shared_limits(&mut self) {
+        tables::forget_shared_limits(self);
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

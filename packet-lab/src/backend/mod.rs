@@ -144,6 +144,8 @@ pub struct UserState {
     pub accepted: Vec<RangeInclusive<u64>>,
     /// Theoretical arrival time of the rate limit.
     pub tat_ns: u64,
+    /// The same of the downlink's limit; 0 without one.
+    pub down_tat_ns: u64,
     /// Where the client is, once that is known.
     pub client: Option<Client>,
     /// What was relayed uplink, in bytes of payload.
@@ -198,8 +200,11 @@ pub trait Backend {
     /// What is kept of the user in `slot`, which exists.
     fn user(&self, slot: u32) -> UserState;
 
-    /// Forgets what was spent of the limit of ICMP messages.
-    fn forget_answers(&mut self);
+    /// Theoretical arrival time of the limit of all users of a destination of the world; 0 without one.
+    fn destination_tat(&self, to: SocketAddr) -> u64;
+
+    /// Forgets what was spent of limits that are no user's own: of ICMP messages, and of destinations.
+    fn forget_shared_limits(&mut self);
 
     /// Publishes a user, replacing whoever has the slot.
     ///

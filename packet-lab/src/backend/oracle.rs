@@ -106,6 +106,7 @@ impl Backend for OracleBackend {
             newest: memory.window.newest(),
             accepted: memory.window.accepted(),
             tat_ns: memory.bucket.tat_ns(),
+            down_tat_ns: memory.down_bucket.tat_ns(),
             client: memory.client.map(|client| Client {
                 address: client.address,
                 mac: client.mac,
@@ -118,8 +119,12 @@ impl Backend for OracleBackend {
         }
     }
 
-    fn forget_answers(&mut self) {
-        self.oracle.forget_answers();
+    fn destination_tat(&self, to: SocketAddr) -> u64 {
+        self.oracle.destination_tat_ns(to)
+    }
+
+    fn forget_shared_limits(&mut self) {
+        self.oracle.forget_shared_limits();
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

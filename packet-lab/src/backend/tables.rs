@@ -6,21 +6,23 @@ use relay_ebpf::{
     admission,
     host::HostMemory,
     layout::{
-        self, Control, DestinationEntry, Listener, REPLAY_WINDOW, SaltEntry, Settings, SlotEntry, StateEntry,
-        option_carrier,
+        self, Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, Listener, REPLAY_WINDOW, SaltEntry,
+        Settings, SlotEntry, StateEntry, option_carrier,
     },
     token,
     wire::{Address, Be16, Mac},
 };
 
 use super::{BackendError, Client, Traffic, UserState};
-use crate::world::{Carrier, NextHop, User, World};
+use crate::world::{Carrier, Limit, NextHop, User, World};
 
 /// The maps as slices of entries.
 pub(super) trait Tables {
     fn slots(&self) -> &[SlotEntry];
     fn salts(&self) -> &[SaltEntry];
     fn destinations(&self) -> &[DestinationEntry];
+    fn down_limits(&self) -> &[DownLimitEntry];
+    fn destination_limits(&self) -> &[DestinationLimitEntry];
     fn control(&self) -> &Control;
 }
 
@@ -28,6 +30,7 @@ pub(super) trait Tables {
 /// `indices` are the kernel's of the interfaces.
 pub(super) fn settings(world: &World, tick_ns: u64, indices: &[u32]) -> Result<Settings, BackendError> {
     let (v4, v6) = (world.egress_of(true), world.egress_of(false));
+    let (destination_interval_ns, destination_burst) = world.destination_limit.map_or((0, 0), interval_and_burst);
     let mut settings = Settings {
         tick_ns,
         lab_clock: u32::from(world.lab_clock),
@@ -48,6 +51,8 @@ pub(super) fn settings(world: &World, tick_ns: u64, indices: &[u32]) -> Result<S
             (true, true) => option_carrier::ALSO,
             (false, true) => option_carrier::ALONE,
         },
+        destination_interval_ns,
+        destination_burst,
         ..Settings::default().with_icmp_limit(world.icmp_per_second)
     };
     let interfaces = world.interfaces().into_iter().zip(indices);
@@ -76,6 +81,11 @@ pub(super) fn settings(world: &World, tick_ns: u64, indices: &[u32]) -> Result<S
         "IPv6 egress addresses",
     )?;
     Ok(settings)
+}
+
+/// A limit as the program has it.
+fn interval_and_burst(Limit { rate, burst }: Limit) -> (u32, u32) {
+    ((1_000_000_000 / rate.max(1)).max(1), burst)
 }
 
 fn listener(world: &World, at: SocketAddr) -> Listener {
@@ -115,18 +125,27 @@ pub(super) fn populate<T: Tables>(tables: &T, world: &World) -> Result<(), Backe
 pub(super) fn publish<T: Tables>(tables: &T, world: &World, user: &User) -> Result<(), BackendError> {
     let SlotEntry { user: entry, state } = slot(tables, user.slot)?;
     let ports = u32::from(world.egress_ports);
-    let interval_ns = (1_000_000_000 / user.rate.max(1)).max(1);
+    let (interval_ns, burst) = interval_and_burst(Limit {
+        rate: user.rate,
+        burst: user.burst,
+    });
     entry.clear(&HostMemory);
     let fields = layout::User {
         salt: user.salt,
         key: token::key(&user.key),
         expires_ns: user.expires_ns.unwrap_or(u64::MAX),
         interval_ns,
-        burst: user.burst,
+        burst,
         destination: destination(world, user.to)? as u32,
+        has_down_limit: user.down_limit.is_some(),
         egress: (user.slot / ports) as u16,
         egress_port: Be16::new(world.first_egress_port + (user.slot % ports) as u16),
     };
+    let down_limit = &tables.down_limits()[user.slot as usize];
+    down_limit.clear(&HostMemory);
+    if let Some((interval_ns, burst)) = user.down_limit.map(interval_and_burst) {
+        down_limit.set_limit(&HostMemory, interval_ns, burst);
+    }
     entry.write_fields(&HostMemory, &fields);
     state.clear(&HostMemory);
     entry.publish(&HostMemory, user.salt);
@@ -171,9 +190,19 @@ fn next_hop(hop: NextHop) -> layout::NextHop {
     }
 }
 
-/// Forgets what was spent of the limit of ICMP messages.
-pub(super) fn forget_answers(control: &Control) {
-    control.icmp_tat_ns.store(0, Ordering::Release);
+/// Forgets what was spent of limits that are no user's own.
+pub(super) fn forget_shared_limits<T: Tables>(tables: &T) {
+    tables.control().icmp_tat_ns.store(0, Ordering::Release);
+    for entry in tables.destination_limits() {
+        entry.tat_ns.store(0, Ordering::Release);
+    }
+}
+
+/// The theoretical arrival time of the limit of a destination of the world.
+pub(super) fn destination_tat<T: Tables>(tables: &T, world: &World, to: SocketAddr) -> u64 {
+    let index = destination(world, to).ok();
+    let entry = index.and_then(|index| tables.destination_limits().get(index));
+    entry.map_or(0, |entry| entry.tat_ns.load(Ordering::Acquire))
 }
 
 /// Tells the program that the blocklist changed: another generation, 0 while it is empty.
@@ -199,6 +228,7 @@ pub(super) fn user_state<T: Tables>(tables: &T, world: &World, slot: u32) -> Use
         newest,
         accepted: accepted(state, newest),
         tat_ns: read(&state.tat_ns),
+        down_tat_ns: read(&tables.down_limits()[slot as usize].tat_ns),
         client,
         uplink: Traffic {
             packets: read(&state.uplink_packets),

@@ -21,7 +21,7 @@ use lumenlink_relay::datapath::{
     userspace::{UserspacePlane, Worker},
 };
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, SaltEntry, SlotEntry},
+    layout::{Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, SaltEntry, SlotEntry},
     verdict::{Direction, Reason},
 };
 
@@ -92,6 +92,7 @@ impl UserspaceBackend {
             to: user.to,
             rate: user.rate,
             burst: user.burst,
+            down_limit: None,
             expires_at: None,
         };
         let numbering = Numbering {
@@ -177,6 +178,14 @@ impl Tables for UserspaceBackend {
         self.plane.destinations()
     }
 
+    fn down_limits(&self) -> &[DownLimitEntry] {
+        self.plane.down_limits()
+    }
+
+    fn destination_limits(&self) -> &[DestinationLimitEntry] {
+        self.plane.destination_limits()
+    }
+
     fn control(&self) -> &Control {
         self.plane.control()
     }
@@ -242,7 +251,13 @@ impl Backend for UserspaceBackend {
         Ok(0)
     }
 
-    fn forget_answers(&mut self) {}
+    fn destination_tat(&self, to: SocketAddr) -> u64 {
+        tables::destination_tat(self, self.fit.world(), to)
+    }
+
+    fn forget_shared_limits(&mut self) {
+        tables::forget_shared_limits(self);
+    }
 
     fn user(&self, slot: u32) -> UserState {
         let mut state = tables::user_state(self, self.fit.world(), slot);

@@ -85,8 +85,12 @@ impl Backend for VethBackend {
         self.relay.user(slot)
     }
 
-    fn forget_answers(&mut self) {
-        self.relay.forget_answers();
+    fn destination_tat(&self, to: SocketAddr) -> u64 {
+        self.relay.destination_tat(to)
+    }
+
+    fn forget_shared_limits(&mut self) {
+        self.relay.forget_shared_limits();
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

@@ -204,6 +204,7 @@ fn user(slot: u32, to: SocketAddr) -> User {
         to,
         rate: 1_000_000_000,
         burst: u32::MAX,
+        down_limit: None,
         expires_ns: None,
     }
 }

@@ -180,8 +180,12 @@ impl Backend for Recorder {
         self.oracle.user(slot)
     }
 
-    fn forget_answers(&mut self) {
-        self.oracle.forget_answers();
+    fn destination_tat(&self, to: SocketAddr) -> u64 {
+        self.oracle.destination_tat(to)
+    }
+
+    fn forget_shared_limits(&mut self) {
+        self.oracle.forget_shared_limits();
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {

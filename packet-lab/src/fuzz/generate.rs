@@ -12,7 +12,7 @@ use super::{
 use crate::{
     craft::{Checksum, Grant, TOKEN_BYTES, UdpFrame, options_with_token, without_udp},
     simulate::dice::Dice,
-    world::{Carrier, Destination, NextHop, User, World, address},
+    world::{Carrier, Destination, Limit, NextHop, User, World, address},
 };
 
 const SLOTS: u32 = 16;
@@ -147,6 +147,11 @@ pub(super) fn world(dice: &mut Dice) -> World {
             next_hop: next_hop(dice),
         })
         .collect();
+    // A world lasts long: most have one, and none that lets nothing through.
+    world.destination_limit = (!one_in(dice, 8)).then(|| {
+        let (rate, burst) = pick(dice, &[(1_000_000, 30), (1_000, 20), (1_000, 10), (50, 5)]);
+        Limit { rate, burst }
+    });
     for _ in 0..dice.between(1, 6) {
         let user = user(dice, &world, START_NS);
         world.users.retain(|other| other.slot != user.slot);
@@ -188,6 +193,10 @@ fn user(dice: &mut Dice, world: &World, now_ns: u64) -> User {
     ];
     let likely = if one_in(dice, 3) { limits.len() } else { 4 };
     let (rate, burst) = pick(dice, &limits[..likely]);
+    let down_limit = one_in(dice, 3).then(|| {
+        let (rate, burst) = pick(dice, &limits);
+        Limit { rate, burst }
+    });
     User {
         slot: dice.below(slots) as u32,
         salt: dice.number() as u32,
@@ -195,6 +204,7 @@ fn user(dice: &mut Dice, world: &World, now_ns: u64) -> User {
         to: pick(dice, &world.destinations).to,
         rate,
         burst,
+        down_limit,
         expires_ns: one_in(dice, 6).then(|| now_ns + dice.below(3_000_000_000)),
     }
 }
@@ -315,7 +325,12 @@ impl<'a> Author<'a> {
     fn pause(&mut self) -> u64 {
         let known = self.dice.below(self.users.len().max(1) as u64) as usize;
         let user = self.users.get(known).map(|known| known.user);
-        let interval_ns = user.map_or(1, |user| 1_000_000_000 / u64::from(user.rate.max(1)));
+        let of_user = user.map(|user| user.rate);
+        let of_downlink = user.and_then(|user| user.down_limit).map(|limit| limit.rate);
+        let of_destination = self.world.destination_limit.map(|limit| limit.rate);
+        let rates: Vec<u32> = [of_user, of_downlink, of_destination].into_iter().flatten().collect();
+        let rate = pick(&mut self.dice, if rates.is_empty() { &[1] } else { &rates });
+        let interval_ns = 1_000_000_000 / u64::from(rate.max(1));
         match self.dice.below(32) {
             0 => 1,
             1 => interval_ns,

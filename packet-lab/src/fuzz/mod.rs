@@ -101,6 +101,7 @@ fn is_possible(direction: Direction, reason: Reason) -> bool {
             Reason::Relayed
                 | Reason::Fragment
                 | Reason::Truncated
+                | Reason::RateLimited
                 | Reason::TtlExpired
                 | Reason::TooBig
                 | Reason::Unsolicited

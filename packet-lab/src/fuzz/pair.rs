@@ -35,6 +35,8 @@ pub enum About {
     Frame,
     /// A user's state.
     User,
+    /// What is spent of a destination's limit.
+    Destination,
     /// The counters, and so the reason.
     Counters,
 }
@@ -110,6 +112,7 @@ impl Pair {
                 to: anywhere,
                 rate: 1,
                 burst: 1,
+                down_limit: None,
                 expires_ns: None,
             };
             self.act(&Action::Publish(nobody))?;
@@ -118,8 +121,8 @@ impl Pair {
         for destination in self.world.destinations.clone() {
             self.act(&Action::NextHop(destination.to, destination.next_hop))?;
         }
-        self.oracle.forget_answers();
-        self.subject.forget_answers();
+        self.oracle.forget_shared_limits();
+        self.subject.forget_shared_limits();
         if self.blocked {
             self.act(&Action::Blocklist(Vec::new()))?;
         }
@@ -186,6 +189,10 @@ impl Pair {
     fn compare_everything(&mut self) -> Result<Option<About>, BackendError> {
         if (0..self.world.max_users).any(|slot| self.oracle.user(slot) != self.subject.user(slot)) {
             return Ok(Some(About::User));
+        }
+        let mut destinations = self.world.destinations.iter().map(|destination| destination.to);
+        if destinations.any(|to| self.oracle.destination_tat(to) != self.subject.destination_tat(to)) {
+            return Ok(Some(About::Destination));
         }
         let [oracle, subject] = &self.before;
         let expected = moved(oracle, &self.oracle.counters()?);

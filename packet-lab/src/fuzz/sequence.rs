@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     inspect,
-    world::{NextHop, User, World},
+    world::{Limit, NextHop, User, World},
 };
 
 /// When sequences begin, on the lab's clock.
@@ -58,12 +58,16 @@ impl fmt::Display for Step {
                     to,
                     rate,
                     burst,
+                    down_limit,
                     ..
                 } = user;
                 write!(
                     f,
                     "user in slot {slot}: salt {salt:#010x}, to {to}, rate {rate}, burst {burst}"
                 )?;
+                if let Some(Limit { rate, burst }) = down_limit {
+                    write!(f, ", downlink rate {rate}, burst {burst}")?;
+                }
                 match user.expires_ns {
                     Some(at_ns) => writeln!(f, ", until {} ns", at_ns.saturating_sub(START_NS)),
                     None => writeln!(f),

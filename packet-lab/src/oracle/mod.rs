@@ -97,6 +97,8 @@ pub struct Memory {
     pub window: Window,
     /// What is spent of the rate.
     pub bucket: Bucket,
+    /// What is spent of the downlink's rate, if that has one.
+    pub down_bucket: Bucket,
     /// Where the client is, once that is known.
     pub client: Option<Client>,
     /// Lengths of the payloads that were relayed uplink.
@@ -133,6 +135,8 @@ pub struct Oracle {
     blocklist_generation: u16,
     /// What is spent of the limit of ICMP messages.
     messages: Bucket,
+    /// What the users of each destination have spent of its limit, by their order in `destinations`.
+    sent_to: Vec<Bucket>,
     /// The slot whose memory the frame at hand may have changed.
     touched: Option<u32>,
 }
@@ -158,6 +162,7 @@ impl Oracle {
             blocklist: Vec::new(),
             blocklist_generation: 0,
             messages: Bucket::default(),
+            sent_to: vec![Bucket::default(); world.destinations.len()],
             touched: None,
         }
     }
@@ -281,8 +286,9 @@ impl Oracle {
         // 11. Where to?
         let unresolved = Reason::DestinationUnresolved;
         let egress = self.egress_of_slot(token.slot, user.to).ok_or(unresolved)?;
-        let destination = self.destinations.iter().find(|known| known.to == user.to);
-        let next_hop = destination.and_then(|known| known.next_hop).ok_or(unresolved)?;
+        let destination = self.destinations.iter().position(|known| known.to == user.to);
+        let destination = destination.ok_or(unresolved)?;
+        let next_hop = self.destinations[destination].next_hop.ok_or(unresolved)?;
 
         // 12. May it travel on?
         if packet.hop_limit() <= 1 {
@@ -298,11 +304,18 @@ impl Oracle {
                 datagram.len() - payload.len(),
             );
         }
+
+        // 13. May the destination get more?
+        if let Some(limit) = self.world.destination_limit
+            && !self.sent_to[destination].take(limit.rate, limit.burst, now_ns)
+        {
+            return Err(Reason::DestinationLimited);
+        }
+
+        // 14. Relay it.
         if is_too_long_to_sum(packet, user.to, payload) {
             return Err(Reason::TooBig);
         }
-
-        // 13. Relay it.
         let memory = &mut self.memories[slot];
         memory.uplink.add(payload);
         let outside = Outside {
@@ -373,6 +386,16 @@ impl Oracle {
             return Err(Reason::Fragment);
         }
         let payload = packet.payload().ok_or(Reason::Truncated)?;
+
+        // Over the limit of the user's downlink, where it has one.
+        let memory = &mut self.memories[slot as usize];
+        self.touched = Some(slot);
+        if let Some(limit) = user.down_limit
+            && !memory.down_bucket.take(limit.rate, limit.burst, now_ns)
+        {
+            return Err(Reason::RateLimited);
+        }
+
         if packet.hop_limit() <= 1 {
             return Err(Reason::TtlExpired);
         }
@@ -384,9 +407,7 @@ impl Oracle {
             return Err(Reason::TooBig);
         }
 
-        let memory = &mut self.memories[slot as usize];
-        self.touched = Some(slot);
-        memory.downlink.add(payload);
+        self.memories[slot as usize].downlink.add(payload);
         let outside = Outside {
             from_mac: interface.mac,
             to_mac: client.mac,
@@ -484,9 +505,18 @@ impl Oracle {
         known.map(|destination| destination.next_hop = next_hop).is_some()
     }
 
-    /// Forgets what was spent of the limit of ICMP messages.
-    pub fn forget_answers(&mut self) {
+    /// The theoretical arrival time of a destination's limit.
+    #[must_use]
+    pub fn destination_tat_ns(&self, to: SocketAddr) -> u64 {
+        let all = self.destinations.iter().zip(&self.sent_to);
+        let mut of_it = all.filter(|(known, _)| known.to == to);
+        of_it.next().map_or(0, |(_, sent)| sent.tat_ns())
+    }
+
+    /// Forgets what was spent of limits that are no user's own.
+    pub fn forget_shared_limits(&mut self) {
         self.messages = Bucket::default();
+        self.sent_to.fill(Bucket::default());
     }
 
     /// Replaces the blocklist; this one is known by the number `generation`.

@@ -1,9 +1,9 @@
-//! The rate limit: step 8 of the document, the generic cell rate algorithm of ITU-T I.371 in its form with a
+//! Limits: those of steps 8 and 13 and of the downlink, the generic cell rate algorithm of ITU-T I.371 in its form with a
 //! theoretical arrival time (TAT).
 
 const SECOND_NS: u128 = 1_000_000_000;
 
-/// What a user has spent.
+/// What is spent of a limit.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Bucket {
     /// When the next packet would arrive if all came evenly at the rate.

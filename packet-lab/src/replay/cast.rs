@@ -12,7 +12,7 @@ use lumenlink_relay::{config::Config, grant};
 use super::{START_NS, Survey, select::addresses_of};
 use crate::{
     craft::Grant,
-    world::{Destination, NextHop, User, World, address},
+    world::{Destination, Limit, NextHop, User, World, address},
 };
 
 /// The port that listeners have by default.
@@ -163,6 +163,10 @@ impl Known {
             world.max_users = config.max_users;
             world.drop_unmatched = config.drop_unmatched;
             world.icmp_per_second = config.icmp_per_second;
+            world.destination_limit = config.destination_limit.map(|limit| Limit {
+                rate: limit.rate,
+                burst: limit.burst,
+            });
             world.header_key = config.header_protection.then_some(HEADER_KEY);
             world.carriers = config.carriers.iter().map(|&carrier| carrier.into()).collect();
         }
@@ -294,6 +298,7 @@ impl Known {
             to,
             rate,
             burst,
+            down_limit: None,
             expires_ns: None,
         }
     }

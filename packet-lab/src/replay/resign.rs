@@ -316,6 +316,7 @@ mod tests {
             to: address(to),
             rate: 1_000,
             burst: 100,
+            down_limit: None,
             expires_ns: None,
         }
     }

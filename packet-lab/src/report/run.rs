@@ -394,6 +394,9 @@ fn changes(step: &StepOutcome) -> Markup {
                 }
             }
         }
+        @for change in &step.destinations {
+            p.soft { "Limit of destination " strong { (change.to) } ": tat_ns " (change.tat_ns.0) " to " (change.tat_ns.1) }
+        }
         @for Counted { counter, packets, bytes } in &step.counters {
             p.soft { "Counted " strong { (counter) } ": packets " (number(*packets)) ", bytes " (number(*bytes)) }
         }
@@ -538,6 +541,7 @@ mod tests {
                 fields: vec![(text.to_owned(), text.to_owned(), text.to_owned())],
             }],
             answers: 0,
+            destinations: Vec::new(),
             counters: vec![Counted {
                 counter: text.to_owned(),
                 packets: 1,

@@ -129,7 +129,7 @@ const fn colour(reason: Reason) -> usize {
     match reason {
         Reason::Unrelated | Reason::Relayed | Reason::BlockedSource => 0,
         Reason::Fragment | Reason::DestinationUnresolved => 1,
-        Reason::Truncated | Reason::Ping | Reason::RateLimited => 2,
+        Reason::Truncated | Reason::Ping | Reason::RateLimited | Reason::DestinationLimited => 2,
         Reason::UnknownSession => 3,
         Reason::BadToken | Reason::TtlExpired => 4,
         Reason::Expired | Reason::TooBig | Reason::NoHeadroom => 5,

@@ -8,7 +8,10 @@ use super::{
     relay::{BURST, RATE},
     snapshot, words,
 };
-use crate::{inspect, world::World};
+use crate::{
+    inspect,
+    world::{Limit, World},
+};
 
 impl Scenario {
     /// The scenario in words: its world, its steps and its last snapshot.
@@ -62,6 +65,9 @@ impl Scenario {
             world.first_egress_port,
             world.max_users,
         );
+        if let Some(Limit { rate, burst }) = world.destination_limit {
+            let _ = writeln!(text, "  to a destination {rate} packets/s, {burst} at once");
+        }
         for user in &self.file.users {
             let (rate, burst) = (user.rate.unwrap_or(RATE), user.burst.unwrap_or(BURST));
             let _ = write!(
@@ -69,6 +75,10 @@ impl Scenario {
                 "user {} for {}: {rate} packets/s, {burst} at once",
                 user.id, user.to
             );
+            if let Some(rate) = user.down_rate {
+                let burst = user.down_burst.unwrap_or(BURST);
+                let _ = write!(text, ", {rate} and {burst} downlink");
+            }
             if let Some(expires_at) = user.expires_at {
                 let _ = write!(text, ", until {expires_at}");
             }

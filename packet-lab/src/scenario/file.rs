@@ -134,6 +134,12 @@ pub struct Relay {
     /// default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub icmp_per_second: Option<u32>,
+    /// Packets per second that all users of a destination may send to it together; as many as they may by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination_packets_per_second: Option<u32>,
+    /// Packets that they may send at once, where that is limited; 1000 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination_burst: Option<u32>,
     /// The interface's MAC address; 02:00:00:00:00:01 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
@@ -212,6 +218,12 @@ pub struct User {
     /// Packets at once; 1000 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<u32>,
+    /// Packets per second from the destination; as many as come by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_rate: Option<u32>,
+    /// Packets from there at once, where that is limited; 1000 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_burst: Option<u32>,
     /// The last time at which the grant is good; never ends by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
@@ -467,6 +479,12 @@ pub struct Renew {
     /// Packets at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<u32>,
+    /// Packets per second from the destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_rate: Option<u32>,
+    /// Packets from there at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_burst: Option<u32>,
     /// The last time at which the grant is good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,

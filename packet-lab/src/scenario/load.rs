@@ -404,7 +404,13 @@ impl Check<'_> {
     }
 
     fn user(&mut self, at: &[Place<'_>], user: &User) {
-        for (key, value) in [("rate", user.rate), ("burst", user.burst)] {
+        let limits = [
+            ("rate", user.rate),
+            ("burst", user.burst),
+            ("down_rate", user.down_rate),
+            ("down_burst", user.down_burst),
+        ];
+        for (key, value) in limits {
             if value == Some(0) {
                 let at: Vec<Place<'_>> = at.iter().copied().chain([key.into()]).collect();
                 self.fault(&at, format!("a {key} of 0 lets nothing through; it is at least 1"));

@@ -1,6 +1,6 @@
 //! What came of a scenario: plain data, for terminals, reports and machines.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::SocketAddr};
 
 use serde::Serialize;
 
@@ -94,6 +94,8 @@ pub struct StepOutcome {
     pub digest: Option<String>,
     /// What changed of what is kept of users.
     pub users: Vec<UserChange>,
+    /// Destinations of whose limit was spent.
+    pub destinations: Vec<DestinationChange>,
     /// Counters that moved.
     pub counters: Vec<Counted>,
     /// ICMP messages that the relay counts as sent.
@@ -144,6 +146,15 @@ pub struct UserChange {
     pub slot: u32,
     /// Field, before, after.
     pub fields: Vec<(String, String, String)>,
+}
+
+/// What was spent of the limit of a destination.
+#[derive(Clone, Debug, Serialize)]
+pub struct DestinationChange {
+    /// The destination.
+    pub to: SocketAddr,
+    /// Theoretical arrival time of the limit, before and after.
+    pub tat_ns: (u64, u64),
 }
 
 /// A counter that moved.

@@ -10,7 +10,7 @@ use relay_ebpf::layout::{MAX_EGRESS, MAX_INTERFACES, MAX_LISTENERS};
 
 use super::file::{Destination, File, Interface, NextHop, Relay, Renew, Unmatched, User};
 use super::load::Scenario;
-use crate::world::{self, World};
+use crate::world::{self, Limit, World};
 
 /// MAC address of next hops that nothing else is said of.
 pub const NEXT_HOP_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0xd1];
@@ -72,6 +72,7 @@ impl Setting {
             mtu: first_interface.mtu,
             first_buffer: relay.first_buffer,
             icmp_per_second: relay.icmp_per_second.unwrap_or(base.icmp_per_second),
+            destination_limit: limit(relay.destination_packets_per_second, relay.destination_burst, None),
             ..World::new()
         };
         Self { world, max_users }
@@ -180,6 +181,7 @@ impl Users {
             to: user.to,
             rate: user.rate.unwrap_or(RATE),
             burst: user.burst.unwrap_or(BURST),
+            down_limit: limit(user.down_rate, user.down_burst, None),
             expires_ns: user.expires_at.map(|at| at.0),
         };
         self.present.insert(user.id, (added, 0));
@@ -196,6 +198,7 @@ impl Users {
         user.to = renew.to.unwrap_or(user.to);
         user.rate = renew.rate.unwrap_or(user.rate);
         user.burst = renew.burst.unwrap_or(user.burst);
+        user.down_limit = limit(renew.down_rate, renew.down_burst, user.down_limit);
         user.expires_ns = renew.expires_at.map(|at| at.0).or(user.expires_ns);
         Some(*user)
     }
@@ -203,6 +206,14 @@ impl Users {
     pub(super) fn remove(&mut self, id: u64) -> Option<world::User> {
         self.present.remove(&id).map(|(user, _)| user)
     }
+}
+
+/// A limit of which the file says this, and that was this before. Without a rate there is none.
+fn limit(rate: Option<u32>, burst: Option<u32>, former: Option<Limit>) -> Option<Limit> {
+    Some(Limit {
+        rate: rate.or(former.map(|limit| limit.rate))?,
+        burst: burst.or(former.map(|limit| limit.burst)).unwrap_or(BURST),
+    })
 }
 
 /// Salt and key of a user's grant, where the file does not say: different for each user and each renewal.

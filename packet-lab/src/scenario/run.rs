@@ -10,8 +10,8 @@ use super::{
     file::{BackendKind, Replay, Step},
     load::Scenario,
     outcome::{
-        BackendOutcome, Counted, Difference, Failure, Frame, Kept, Outcome, PacketOutcome, StepOutcome, Total,
-        UserChange,
+        BackendOutcome, Counted, DestinationChange, Difference, Failure, Frame, Kept, Outcome, PacketOutcome,
+        StepOutcome, Total, UserChange,
     },
     relay::{self, Users},
     send, snapshot,
@@ -291,6 +291,7 @@ impl<'a> Run<'a> {
             totals: totals(&seen),
             digest: None,
             users: self.user_changes(&seen),
+            destinations: destination_changes(&seen),
             counters: counters(&seen),
             answers: seen.observations.iter().map(|observed| observed.answers).sum(),
             remarks,
@@ -493,6 +494,15 @@ impl<'a> Run<'a> {
         });
         changes.filter(|change| !change.fields.is_empty()).collect()
     }
+}
+
+fn destination_changes(seen: &Seen) -> Vec<DestinationChange> {
+    let mut first_and_last = BTreeMap::new();
+    for (to, before, after) in seen.observations.iter().flat_map(|observed| &observed.destinations) {
+        first_and_last.entry(*to).or_insert((*before, *after)).1 = *after;
+    }
+    let changes = first_and_last.into_iter();
+    changes.map(|(to, tat_ns)| DestinationChange { to, tat_ns }).collect()
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -62,6 +62,10 @@ fn describe(text: &mut String, step: &StepOutcome, parts: &[Part]) {
             let _ = writeln!(text, "    {field}: {before} -> {after}");
         }
     }
+    for change in step.destinations.iter().filter(|_| has(Part::Maps)) {
+        let (before, after) = change.tat_ns;
+        let _ = writeln!(text, "  destination {}: tat_ns {before} -> {after}", change.to);
+    }
     for counted in step.counters.iter().filter(|_| has(Part::Counters)) {
         let (counter, bytes) = (&counted.counter, counted.bytes);
         let _ = writeln!(text, "  counted {counter}: {}, {bytes} bytes", packets(counted.packets));

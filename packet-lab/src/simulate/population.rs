@@ -111,6 +111,7 @@ impl Population {
             to: person.to,
             rate: person.rate,
             burst: person.burst,
+            down_limit: None,
             expires_ns: person.expires_ns.filter(|_| nth == 0),
         }
     }

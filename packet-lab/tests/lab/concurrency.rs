@@ -16,6 +16,7 @@ use packet_lab::{
     Backend as _,
     backend::{Counters, Traffic, counter, kernel::run_once},
     craft::{Grant, UdpFrame},
+    world::Limit,
 };
 use relay_ebpf::verdict::{Direction, Reason};
 use rstest::rstest;
@@ -169,4 +170,28 @@ fn a_burst_that_comes_on_all_cpus_at_once_is_let_through_exactly() {
     );
     let state = kernel.user(SLOT);
     assert_eq!(state.tat_ns, START_NS + 1_000 * 100_000);
+}
+
+#[test]
+fn the_burst_of_a_destination_is_let_through_exactly_on_all_cpus_at_once() {
+    let mut world = world(V4, Plain);
+    let limit = Limit {
+        rate: 10_000,
+        burst: 700,
+    };
+    world.destination_limit = Some(limit);
+    let Some(mut kernel) = kernel(&world) else {
+        return;
+    };
+    kernel.set_clock(START_NS);
+    let packets = 5_000;
+    let (times, cpus) = storm(kernel.loaded().program().unwrap(), world.grant(SLOT).unwrap(), packets);
+    assert_eq!(
+        times.len(),
+        limit.burst as usize,
+        "sent on at one moment, by {cpus} CPUs"
+    );
+    let refused = kernel.counter(Direction::Uplink, Reason::DestinationLimited).unwrap();
+    assert_eq!(refused.packets, u64::from(world.users[1].burst - limit.burst));
+    assert_eq!(kernel.destination_tat(world.users[1].to), START_NS + 700 * 100_000);
 }

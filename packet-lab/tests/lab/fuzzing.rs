@@ -11,7 +11,7 @@ use packet_lab::{
     inspect::UdpFrameView,
     observe::differences,
     scenario::{self, BackendKind, Scenario},
-    world::{NextHop, User},
+    world::{Limit, NextHop, User},
 };
 use relay_ebpf::verdict::{Direction, Reason};
 use rstest::rstest;
@@ -75,6 +75,10 @@ enum Fault {
     ShortWindow,
     /// One packet more than the burst passes.
     LargeBurst,
+    /// One answer more than the downlink's burst passes.
+    LargeDownBurst,
+    /// One packet more than the burst of a destination passes.
+    LargeDestinationBurst,
     /// A grant ends a nanosecond late.
     LateExpiry,
     /// An IPv6 payload length is believed.
@@ -95,10 +99,13 @@ struct Faulty {
 
 impl Faulty {
     fn new(world: &World, fault: Fault) -> Result<Self, BackendError> {
-        let nobody = World {
+        let mut nobody = World {
             users: Vec::new(),
             ..world.clone()
         };
+        if let (Fault::LargeDestinationBurst, Some(limit)) = (fault, &mut nobody.destination_limit) {
+            limit.burst += 1;
+        }
         let mut faulty = Self {
             host: HostBackend::new(&nobody)?,
             fault,
@@ -142,7 +149,7 @@ impl Backend for Faulty {
     }
 
     fn process_on(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Result<Processed, BackendError> {
-        let is_ipv4 = frame.get(12..15) == Some(&[0x08, 0x00, 0x45]);
+        let is_ipv4 = |frame: &[u8]| frame.get(12..15) == Some(&[0x08, 0x00, 0x45]);
         let is_ipv6 = frame.get(12..14) == Some(&[0x86, 0xdd]) && frame.len() >= 54;
         if self.fault == Fault::ShortWindow && self.is_oldest(frame) {
             return Ok(Processed {
@@ -168,7 +175,7 @@ impl Backend for Faulty {
             return Ok(processed);
         }
         let mut processed = self.host.process_on(now_ns, interface, frame)?;
-        if processed.verdict == Verdict::Tx && is_ipv4 {
+        if processed.verdict == Verdict::Tx && is_ipv4(frame) && is_ipv4(&processed.frame) {
             let after = &mut processed.frame;
             match self.fault {
                 Fault::KeepsTtl => after[22] = frame[22],
@@ -202,14 +209,25 @@ impl Backend for Faulty {
         state
     }
 
-    fn forget_answers(&mut self) {
-        self.host.forget_answers();
+    fn destination_tat(&self, to: SocketAddr) -> u64 {
+        self.host.destination_tat(to)
+    }
+
+    fn forget_shared_limits(&mut self) {
+        self.host.forget_shared_limits();
     }
 
     fn publish(&mut self, user: &User) -> Result<(), BackendError> {
         let mut user = *user;
         match self.fault {
             Fault::LargeBurst => user.burst = user.burst.saturating_add(1),
+            Fault::LargeDownBurst => {
+                let larger = |limit: Limit| Limit {
+                    burst: limit.burst.saturating_add(1),
+                    ..limit
+                };
+                user.down_limit = user.down_limit.map(larger);
+            }
             Fault::LateExpiry => user.expires_ns = user.expires_ns.map(|at_ns| at_ns + 1),
             _ => {}
         }
@@ -266,11 +284,18 @@ fn a_planted_fault_is_found_and_made_small(#[case] fault: Fault, #[case] steps: 
     assert!(failure.to_string().contains("oracle and faulty disagree"), "{failure}");
 }
 
-#[test]
-fn a_burst_that_is_one_too_large_is_found_and_made_small() {
-    let failure = find(Fault::LargeBurst);
+#[rstest]
+#[case::of_a_user(Fault::LargeBurst, Direction::Uplink, Reason::RateLimited)]
+#[case::of_a_downlink(Fault::LargeDownBurst, Direction::Downlink, Reason::RateLimited)]
+#[case::of_a_destination(Fault::LargeDestinationBurst, Direction::Uplink, Reason::DestinationLimited)]
+fn a_burst_that_is_one_too_large_is_found_and_made_small(
+    #[case] fault: Fault,
+    #[case] direction: Direction,
+    #[case] reason: Reason,
+) {
+    let failure = find(fault);
     let sides = failure.sides.as_ref().expect("backends that are made anew show it too");
-    let limited = Some((Direction::Uplink, Reason::RateLimited));
+    let limited = Some((direction, reason));
     assert_eq!(sides.expected.reason(), limited, "{failure}");
     assert_ne!(sides.actual.reason(), limited, "{failure}");
     assert!(failure.sequence.steps.len() <= 11, "{failure}");

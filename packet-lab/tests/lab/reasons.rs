@@ -4,7 +4,7 @@ use packet_lab::Verdict;
 use packet_lab::{
     Observation,
     craft::UdpFrame,
-    world::{User, address},
+    world::{Limit, User, address},
 };
 use relay_ebpf::verdict::{Direction, Reason};
 use rstest::rstest;
@@ -171,6 +171,36 @@ fn a_user_over_its_rate_is_dropped(#[values(V4, V6)] family: Family, #[values(Pl
     let sent = good(&scene);
     let observed = scene.send(&sent).expect_dropped(Reason::RateLimited);
     snapshot(&scene, "rate_limited", &observed);
+}
+
+#[rstest]
+fn an_answer_over_the_limit_of_its_users_downlink_is_dropped(
+    #[values(V4, V6)] family: Family,
+    #[values(Plain, Protected)] tokens: Tokens,
+) {
+    let limit = Limit { rate: 100, burst: 1 };
+    let mut scene = Scene::with(family, tokens, |world| world.users[1].down_limit = Some(limit));
+    scene.introduce();
+    let sent = scene.downlink(b"answer");
+    let observed = expect_downlink(scene.send(&sent));
+    snapshot(&scene, "relayed_downlink_limited", &observed);
+    let observed = scene
+        .send(&sent)
+        .expect(Verdict::Drop, Direction::Downlink, Reason::RateLimited);
+    snapshot(&scene, "rate_limited_downlink", &observed.expect_no_state_change());
+}
+
+#[rstest]
+fn a_packet_over_the_limit_of_its_destination_is_dropped(
+    #[values(V4, V6)] family: Family,
+    #[values(Plain, Protected)] tokens: Tokens,
+) {
+    let limit = Limit { rate: 100, burst: 1 };
+    let mut scene = Scene::with(family, tokens, |world| world.destination_limit = Some(limit));
+    scene.introduce();
+    let sent = good(&scene);
+    let observed = scene.send(&sent).expect_dropped(Reason::DestinationLimited);
+    snapshot(&scene, "destination_limited", &observed);
 }
 
 #[rstest]

@@ -180,6 +180,7 @@ pub fn user(family: Family) -> User {
         to: destination(family),
         rate: 10_000,
         burst: 1_000,
+        down_limit: None,
         expires_ns: None,
     }
 }

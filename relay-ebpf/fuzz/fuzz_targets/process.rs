@@ -217,6 +217,9 @@ impl Relay {
             egress_ports: USERS.into(),
             drop_unmatched: u32::from(input.drop_unmatched),
             interface_count: 1,
+            // Less at once than a user may send.
+            destination_interval_ns: 500,
+            destination_burst: 4,
             ..Settings::default().with_icmp_limit(1_000_000)
         };
         settings.interfaces[0] = Interface {
@@ -258,11 +261,15 @@ impl Relay {
             interval_ns,
             burst: 8,
             destination: user.into(),
+            has_down_limit: user % 2 == 1,
             egress: 0,
             egress_port: Be16::new(FIRST_EGRESS_PORT + u16::from(user)),
         };
         let SlotEntry { user: entry, state } = &self.host.slots[usize::from(user)];
         entry.clear(&HostMemory);
+        let down_limit = &self.host.down_limits[usize::from(user)];
+        down_limit.clear(&HostMemory);
+        down_limit.set_limit(&HostMemory, interval_ns, 4);
         entry.write_fields(&HostMemory, &fields);
         state.clear(&HostMemory);
         entry.publish(&HostMemory, fields.salt);
@@ -350,7 +357,12 @@ impl Relay {
 fn is_past_roaming(reason: Reason) -> bool {
     matches!(
         reason,
-        Reason::Relayed | Reason::Ping | Reason::DestinationUnresolved | Reason::TtlExpired | Reason::TooBig
+        Reason::Relayed
+            | Reason::Ping
+            | Reason::DestinationUnresolved
+            | Reason::TtlExpired
+            | Reason::TooBig
+            | Reason::DestinationLimited
     )
 }
 

@@ -31,6 +31,10 @@ pub struct UserView {
     pub rate: u32,
     /// Packets that may come at once.
     pub burst: u32,
+    /// Packets per second from the destination; none for as many as come.
+    pub down_rate: Option<u32>,
+    /// Packets that may come from there at once.
+    pub down_burst: Option<u32>,
     /// End of the grant.
     pub expires_at: Option<Timestamp>,
     /// Whether that is past.

@@ -37,7 +37,7 @@ pub enum Command {
     /// Add users from a file, one JSON object a line: all of them, or none
     #[command(
         after_help = "Each line is like\n  {\"id\": 42, \"to\": \"198.51.100.7:5000\", \"rate\": 5000, \"burst\": 500, \
-                            \"expires_in\": \"7d\"}\nwith `id` and `to` required; instead of `expires_in` there can \
+                            \"down_rate\": 2000, \"down_burst\": 200, \"expires_in\": \"7d\"}\nwith `id` and `to` required; instead of `expires_in` there can \
                             be `expires_at`, like \"2027-01-01T00:00:00Z\"."
     )]
     Import(ImportArgs),
@@ -56,6 +56,12 @@ pub struct AddArgs {
     /// Packets that may come at once [default: the relay's limits.burst]
     #[arg(long, value_name = "N")]
     burst: Option<u32>,
+    /// Packets per second from its destination [default: as many as come]
+    #[arg(long, value_name = "PPS")]
+    down_rate: Option<u32>,
+    /// Packets that may come from there at once [default: the relay's limits.burst]
+    #[arg(long, value_name = "N", requires = "down_rate")]
+    down_burst: Option<u32>,
     /// End the grant after so long, like 90s, 1h or 7d [default: never]
     #[arg(long, value_name = "DURATION")]
     expires_in: Option<String>,
@@ -123,6 +129,8 @@ async fn add(args: AddArgs) -> Result<(), CliError> {
         to: args.to,
         rate: args.rate,
         burst: args.burst,
+        down_rate: args.down_rate,
+        down_burst: args.down_burst,
         expires_at: args.expires_at,
         expires_in: args.expires_in,
     };
@@ -149,20 +157,42 @@ async fn list(args: &ListArgs) -> Result<(), CliError> {
     if args.remote.json {
         return output::json(&users);
     }
-    let header = ["USER", "TO", "RATE", "BURST", "EXPIRES", "CLIENT", "UPLINK", "DOWNLINK"];
+    let header = [
+        "USER",
+        "TO",
+        "RATE",
+        "BURST",
+        "DOWN RATE",
+        "EXPIRES",
+        "CLIENT",
+        "UPLINK",
+        "DOWNLINK",
+    ];
     let rows = users.iter().map(|user| {
         vec![
             user.id.to_string(),
             format!("{}{}", user.to, if user.resolved { "" } else { " (unresolved)" }),
             user.rate.to_string(),
             user.burst.to_string(),
+            or_none(user.down_rate),
             expiry(user),
-            user.client.map_or_else(|| "–".to_owned(), |client| client.to_string()),
+            or_none(user.client),
             user.uplink.packets.to_string(),
             user.downlink.packets.to_string(),
         ]
     });
     output::line(&output::table(&header, rows))
+}
+
+fn or_none(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| value.to_string())
+}
+
+fn down_limit(user: &UserView) -> String {
+    match (user.down_rate, user.down_burst) {
+        (Some(rate), Some(burst)) => format!("{rate} packets/s, burst {burst}"),
+        _ => "not limited".to_owned(),
+    }
 }
 
 fn expiry(user: &UserView) -> String {
@@ -183,7 +213,6 @@ async fn show(args: &ShowArgs) -> Result<(), CliError> {
     if args.remote.json {
         return output::json(&user);
     }
-    let or_none = |address: Option<SocketAddr>| address.map_or_else(|| "–".to_owned(), |address| address.to_string());
     let lines = [
         ("user", user.id.to_string()),
         ("to", user.to.to_string()),
@@ -199,6 +228,7 @@ async fn show(args: &ShowArgs) -> Result<(), CliError> {
         ("from", or_none(user.egress)),
         ("client", or_none(user.client)),
         ("rate", format!("{} packets/s, burst {}", user.rate, user.burst)),
+        ("down rate", down_limit(&user)),
         ("expires", expiry(&user)),
         ("slot", user.slot.to_string()),
         ("newest pn", user.newest.to_string()),

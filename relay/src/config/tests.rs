@@ -251,6 +251,40 @@ fn a_burst_below_one_tick_is_a_warning() {
 }
 
 #[test]
+fn destinations_have_a_limit_if_there_is_a_rate_for_them() {
+    let of = |text: &str| {
+        load(&format!("{LISTEN}[limits]\n{text}"))
+            .unwrap()
+            .config
+            .destination_limit
+    };
+    let limit = |rate, burst| Some(RateLimit { rate, burst });
+    assert_eq!(of(""), None);
+    assert_eq!(of("destination_burst = 5\n"), None);
+    assert_eq!(of("destination_packets_per_second = 0\n"), None);
+    assert_eq!(of("destination_packets_per_second = 7\n"), limit(7, 1000));
+    assert_eq!(
+        of("destination_packets_per_second = 7\ndestination_burst = 5\n"),
+        limit(7, 5)
+    );
+    let found = faults(&format!(
+        "{LISTEN}[limits]\ndestination_packets_per_second = -1\ndestination_burst = 0\n"
+    ));
+    assert_eq!(
+        found,
+        [
+            "3:1: `limits.destination_packets_per_second` is -1; expected an integer from 0 to 10000000",
+            "4:1: `limits.destination_burst` is 0; expected an integer from 1 to 1000000",
+        ]
+    );
+    let checked = load(&format!(
+        "{LISTEN}[limits]\ndestination_packets_per_second = 10000000\ndestination_burst = 2\n"
+    ));
+    let warning = checked.unwrap().warnings[0].to_string();
+    assert!(warning.contains("4:1: a burst of 2 is raised to"), "{warning}");
+}
+
+#[test]
 fn an_interface_that_is_not_there_is_named() {
     let mut sources = Sources {
         file: None,

@@ -8,7 +8,8 @@ use aya::{
 };
 use relay_ebpf::{
     layout::{
-        Control, DestinationEntry, LATENCY_BUCKETS, LAYOUT_VERSION, Latency, MAX_INTERFACES, SaltEntry, SlotEntry, map,
+        Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, LATENCY_BUCKETS, LAYOUT_VERSION, Latency,
+        MAX_INTERFACES, SaltEntry, SlotEntry, map,
     },
     verdict::{Direction, Reason},
     wire::Address,
@@ -67,6 +68,8 @@ pub struct Maps {
     slots: Mapped<SlotEntry>,
     salts: Mapped<SaltEntry>,
     destinations: Mapped<DestinationEntry>,
+    down_limits: Mapped<DownLimitEntry>,
+    destination_limits: Mapped<DestinationLimitEntry>,
     control: Mapped<Control>,
     counters: PerCpuArray<MapData, [u64; 2]>,
     latency: PerCpuArray<MapData, LatencyWords>,
@@ -100,6 +103,8 @@ impl Maps {
             slots: mapped(ebpf, map::USERS, max_users)?,
             salts: mapped(ebpf, map::SALTS, SaltEntry::count(max_users))?,
             destinations: mapped(ebpf, map::DESTINATIONS, max_destinations)?,
+            down_limits: mapped(ebpf, map::DOWN_LIMITS, max_users)?,
+            destination_limits: mapped(ebpf, map::DESTINATION_LIMITS, max_destinations)?,
             control: mapped(ebpf, map::CONTROL, 1)?,
             counters: typed(ebpf, map::COUNTERS)?,
             latency: typed(ebpf, map::LATENCY)?,
@@ -147,6 +152,18 @@ impl Maps {
     #[must_use]
     pub fn destinations(&self) -> &[DestinationEntry] {
         &self.destinations
+    }
+
+    /// Limits of users' downlinks, by slot.
+    #[must_use]
+    pub fn down_limits(&self) -> &[DownLimitEntry] {
+        &self.down_limits
+    }
+
+    /// What is spent of destinations' limits, by the destination's index.
+    #[must_use]
+    pub fn destination_limits(&self) -> &[DestinationLimitEntry] {
+        &self.destination_limits
     }
 
     /// What changes while the program runs.

@@ -3,7 +3,7 @@
 use std::{io, num::NonZeroUsize, ops::Deref, os::fd::AsFd, ptr::NonNull};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use relay_ebpf::layout::{Control, DestinationEntry, SaltEntry, SlotEntry};
+use relay_ebpf::layout::{Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, SaltEntry, SlotEntry};
 
 mod sealed {
     pub trait Sealed {}
@@ -19,7 +19,14 @@ macro_rules! entries {
     };
 }
 
-entries!(SlotEntry, SaltEntry, DestinationEntry, Control);
+entries!(
+    SlotEntry,
+    SaltEntry,
+    DestinationEntry,
+    DownLimitEntry,
+    DestinationLimitEntry,
+    Control
+);
 
 /// All entries of an ARRAY map created with BPF_F_MMAPABLE.
 #[derive(Debug)]

@@ -88,6 +88,15 @@ pub enum DatapathError {
     Userspace(#[from] UserspaceError),
 }
 
+/// So many packets a second, and so many at once.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RateLimit {
+    /// Packets per second.
+    pub rate: u32,
+    /// Packets that may come at once.
+    pub burst: u32,
+}
+
 /// A user as the program knows it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct PublishedUser {
@@ -103,6 +112,8 @@ pub struct PublishedUser {
     pub rate: u32,
     /// Packets that may come at once.
     pub burst: u32,
+    /// The limit of its downlink; none for as many packets as come.
+    pub down_limit: Option<RateLimit>,
     /// End of the grant.
     pub expires_at: Option<jiff::Timestamp>,
 }
@@ -462,6 +473,9 @@ fn numbering(config: &Config, tick: Duration) -> Numbering {
 /// What the program is told, but for its interfaces.
 fn settings(config: &Config, header_key: Option<[u8; 16]>, tick: Duration) -> Settings {
     let numbering = numbering(config, tick);
+    let of_destination = config.destination_limit;
+    let (destination_interval_ns, destination_burst) =
+        of_destination.map_or((0, 0), |RateLimit { rate, burst }| numbering.limit(rate, burst));
     let mut settings = Settings {
         tick_ns: numbering.tick_ns,
         relay_id: config.relay_id,
@@ -480,6 +494,8 @@ fn settings(config: &Config, header_key: Option<[u8; 16]>, tick: Duration) -> Se
             _ if config.carriers.contains(&Carrier::IpOption) => option_carrier::ALSO,
             _ => option_carrier::OFF,
         },
+        destination_interval_ns,
+        destination_burst,
         ..Settings::default().with_icmp_limit(config.icmp_per_second)
     };
     for (listener, endpoint) in settings.listeners.iter_mut().zip(&config.listen) {

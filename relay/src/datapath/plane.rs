@@ -3,7 +3,10 @@
 use std::{collections::HashMap, time::Duration};
 
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, Latency, NextHop, SaltEntry, Settings, SlotEntry},
+    layout::{
+        Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, Latency, NextHop, SaltEntry, Settings,
+        SlotEntry,
+    },
     verdict::Direction,
     wire::Address,
 };
@@ -26,6 +29,12 @@ pub trait Tables {
 
     /// Destinations, by index.
     fn destinations(&self) -> &[DestinationEntry];
+
+    /// Limits of users' downlinks, by slot.
+    fn down_limits(&self) -> &[DownLimitEntry];
+
+    /// What is spent of destinations' limits, by the destination's index.
+    fn destination_limits(&self) -> &[DestinationLimitEntry];
 
     /// What changes while packets are relayed.
     fn control(&self) -> &Control;

@@ -18,10 +18,12 @@ use super::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/relay-xdp"));
 
 /// Every map that is pinned together with the program.
-pub const PINNED_MAPS: [&str; 10] = [
+pub const PINNED_MAPS: [&str; 12] = [
     map::USERS,
     map::SALTS,
     map::DESTINATIONS,
+    map::DOWN_LIMITS,
+    map::DESTINATION_LIMITS,
     map::CONTROL,
     map::BLOCKLIST,
     map::COUNTERS,
@@ -109,7 +111,9 @@ impl Loaded {
             .override_global(layout::SETTINGS_GLOBAL, settings.as_bytes(), true)
             .map_max_entries(map::USERS, settings.max_users)
             .map_max_entries(map::SALTS, SaltEntry::count(settings.max_users))
-            .map_max_entries(map::DESTINATIONS, settings.max_destinations);
+            .map_max_entries(map::DESTINATIONS, settings.max_destinations)
+            .map_max_entries(map::DOWN_LIMITS, settings.max_users)
+            .map_max_entries(map::DESTINATION_LIMITS, settings.max_destinations);
         if let Some(pins) = options.pins {
             for name in PINNED_MAPS {
                 loader.map_pin_path(name, PathBuf::from(pins).join(name));

@@ -1,7 +1,9 @@
 //! Users in the maps: what the program finds by a token's slot.
 //!
-//! A slot changes hands in this order: its handle is cleared; packets in flight are waited out; the fields are written
-//! and the state is zeroed; the handle is written. So a packet finds the old user, none, or the new one.
+//! A slot changes hands in this order: its handle is cleared; packets in flight are waited out; the limits and fields are
+//! written and the state is zeroed; the handle is written. So a packet finds the old user, none, or the new one. What
+//! changes of a user that keeps its grant is written under way, a limit before the field that says that there is one; what
+//! the user has spent stays spent.
 
 use std::{
     collections::HashMap,
@@ -12,13 +14,14 @@ use std::{
 use relay_ebpf::{
     host::HostMemory,
     layout::{SaltEntry, SlotEntry, User},
+    platform::Memory as _,
     token,
     wire::{Address, Be16},
 };
 use rustix::io::Errno;
 
 use super::{
-    PublishReport, PublishedUser,
+    PublishReport, PublishedUser, RateLimit,
     clock::{Clock, ClockError},
     plane::Tables,
 };
@@ -213,6 +216,7 @@ impl Publisher {
             let entry = &tables.slots()[user.slot as usize].user;
             match entry.get(&HostMemory) {
                 Some(old) if old.salt == fields.salt && old.key == fields.key => {
+                    self.set_down_limit(tables, user);
                     entry.write_fields(&HostMemory, &fields);
                     note_salt(tables, user.slot, fields.salt);
                     kept += 1;
@@ -220,17 +224,19 @@ impl Publisher {
                 Some(_) => {
                     entry.clear(&HostMemory);
                     in_flight = true;
-                    changing.push((user.slot, fields));
+                    changing.push((user, fields));
                 }
-                None => changing.push((user.slot, fields)),
+                None => changing.push((user, fields)),
             }
         }
         if in_flight {
             tables.wait_for_packets_in_flight()?;
         }
-        for (slot, fields) in &changing {
-            write(&tables.slots()[*slot as usize], fields);
-            note_salt(tables, *slot, fields.salt);
+        for (user, fields) in &changing {
+            tables.down_limits()[user.slot as usize].clear(&HostMemory);
+            self.set_down_limit(tables, user);
+            write(&tables.slots()[user.slot as usize], fields);
+            note_salt(tables, user.slot, fields.salt);
         }
         Ok((changing.len(), kept))
     }
@@ -297,9 +303,18 @@ impl Publisher {
             interval_ns,
             burst,
             destination,
+            has_down_limit: user.down_limit.is_some(),
             egress,
             egress_port: Be16::new(egress_port),
         })
+    }
+
+    /// Writes the limit of the user's downlink, if it has one.
+    fn set_down_limit(&self, tables: &dyn Tables, user: &PublishedUser) {
+        if let Some(RateLimit { rate, burst }) = user.down_limit {
+            let (interval_ns, burst) = self.numbering.limit(rate, burst);
+            tables.down_limits()[user.slot as usize].set_limit(&HostMemory, interval_ns, burst);
+        }
     }
 
     /// Finds or makes the entry of the user's destination, and lets go of the one that its slot held before.
@@ -330,6 +345,7 @@ impl Publisher {
             let entry = &tables.destinations()[index as usize];
             entry.set_next_hop(&HostMemory, tables.known_next_hop());
             entry.set_endpoint(&HostMemory, Address::from(to.ip()), Be16::new(to.port()));
+            HostMemory.store(&tables.destination_limits()[index as usize].tat_ns, 0);
             self.destinations.insert(to, index, 1);
             self.destinations.next = (index + 1) % entries;
             return Ok(index);

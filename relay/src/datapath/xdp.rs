@@ -5,7 +5,10 @@ use std::{collections::HashMap, time::Duration};
 use relay_ebpf::{
     admission::Client,
     host::HostMemory,
-    layout::{Control, DestinationEntry, Latency, NextHop, SaltEntry, Settings, SlotEntry},
+    layout::{
+        Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, Latency, NextHop, SaltEntry, Settings,
+        SlotEntry,
+    },
     platform::Memory as _,
     verdict::Direction,
     wire::Address,
@@ -162,6 +165,14 @@ impl Tables for XdpPlane {
 
     fn destinations(&self) -> &[DestinationEntry] {
         self.loaded.maps.destinations()
+    }
+
+    fn down_limits(&self) -> &[DownLimitEntry] {
+        self.loaded.maps.down_limits()
+    }
+
+    fn destination_limits(&self) -> &[DestinationLimitEntry] {
+        self.loaded.maps.destination_limits()
     }
 
     fn control(&self) -> &Control {

@@ -14,8 +14,7 @@ use serde::{Deserialize, Serialize};
 use self::store::{Store, StoreError};
 use crate::{
     config::{BURSTS, Config, RATES, XdpMode},
-    datapath::PublishedUser,
-    datapath::blocklist,
+    datapath::{PublishedUser, RateLimit, blocklist},
     grant::{Grant, Secret},
 };
 
@@ -37,6 +36,12 @@ pub struct User {
     pub rate: Option<u32>,
     /// Packets that may come at once; none for the configured default.
     pub burst: Option<u32>,
+    /// Packets per second from the destination; none for as many as come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_rate: Option<u32>,
+    /// Packets that may come from there at once; none for the configured default of the other direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_burst: Option<u32>,
     /// End of the grant.
     pub expires_at: Option<Timestamp>,
 }
@@ -52,6 +57,10 @@ impl User {
             to: self.to,
             rate: self.rate.unwrap_or(config.packets_per_second),
             burst: self.burst.unwrap_or(config.burst),
+            down_limit: self.down_rate.map(|rate| RateLimit {
+                rate,
+                burst: self.down_burst.unwrap_or(config.burst),
+            }),
             expires_at: self.expires_at,
         }
     }
@@ -89,6 +98,12 @@ pub struct NewUser {
     /// Packets that may come at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<u32>,
+    /// Packets per second from the destination; none for as many as come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_rate: Option<u32>,
+    /// Packets that may come from there at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_burst: Option<u32>,
     /// End of the grant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
@@ -101,19 +116,23 @@ impl NewUser {
     /// Checks it against the configuration; returns the end of the grant.
     fn check(&self, config: &Config, now: Timestamp) -> Result<Option<Timestamp>, Refusal> {
         let invalid = |message: String| Err(Refusal::Invalid(message));
-        if let Some(rate) = self.rate.filter(|rate| !RATES.contains(rate)) {
-            return invalid(format!(
-                "a rate of {rate} packets/s: write {} to {}",
-                RATES.start(),
-                RATES.end()
-            ));
+        let limits = [
+            ("rate", self.rate, "packets/s", RATES),
+            ("burst", self.burst, "packets", BURSTS),
+            ("down_rate", self.down_rate, "packets/s", RATES),
+            ("down_burst", self.down_burst, "packets", BURSTS),
+        ];
+        for (name, value, unit, range) in limits {
+            if let Some(value) = value.filter(|value| !range.contains(value)) {
+                return invalid(format!(
+                    "a {name} of {value} {unit}: write {} to {}",
+                    range.start(),
+                    range.end()
+                ));
+            }
         }
-        if let Some(burst) = self.burst.filter(|burst| !BURSTS.contains(burst)) {
-            return invalid(format!(
-                "a burst of {burst} packets: write {} to {}",
-                BURSTS.start(),
-                BURSTS.end()
-            ));
+        if self.down_burst.is_some() && self.down_rate.is_none() {
+            return invalid("a down_burst without a down_rate limits nothing: write both, or neither".to_owned());
         }
         if self.to.port() == 0 {
             return invalid(format!("{} has no port: write one from 1 to 65535", self.to));
@@ -495,6 +514,8 @@ fn granted(new: &NewUser, slot: u32, expires_at: Option<Timestamp>) -> User {
         to: new.to,
         rate: new.rate,
         burst: new.burst,
+        down_rate: new.down_rate,
+        down_burst: new.down_burst,
         expires_at,
     }
 }

@@ -30,6 +30,8 @@ fn new(id: u64) -> NewUser {
         to: "198.51.100.7:5000".parse().unwrap(),
         rate: None,
         burst: None,
+        down_rate: None,
+        down_burst: None,
         expires_at: None,
         expires_in: None,
     }
@@ -159,6 +161,15 @@ fn a_full_table_refuses_and_says_how_many_there_can_be() {
 #[case::port_zero("{\"id\": 3, \"to\": \"192.0.2.9:0\"}", "no port")]
 #[case::no_family("{\"id\": 3, \"to\": \"[2001:db8::1]:1\"}", "no IPv6 egress address")]
 #[case::rate("{\"id\": 3, \"to\": \"192.0.2.9:1\", \"rate\": 0}", "a rate of 0")]
+#[case::down_rate("{\"id\": 3, \"to\": \"192.0.2.9:1\", \"down_rate\": 0}", "a down_rate of 0")]
+#[case::down_burst(
+    "{\"id\": 3, \"to\": \"192.0.2.9:1\", \"down_rate\": 1, \"down_burst\": 1000001}",
+    "a down_burst of 1000001 packets: write 1 to 1000000"
+)]
+#[case::down_burst_alone(
+    "{\"id\": 3, \"to\": \"192.0.2.9:1\", \"down_burst\": 5}",
+    "a down_burst without a down_rate limits nothing"
+)]
 #[case::twice("{\"id\": 1, \"to\": \"192.0.2.9:1\"}", "user 1 is in line 1 already")]
 #[case::there_already("{\"id\": 100, \"to\": \"192.0.2.9:1\"}", "import with --renew")]
 #[case::expired(
@@ -198,6 +209,43 @@ fn an_import_adds_all_and_renews_where_it_is_told_to() {
         Err(Refusal::Full { .. })
     ));
     assert_eq!(users.len(), 2);
+}
+
+#[test]
+fn a_downlink_has_a_limit_if_its_user_was_given_one_and_still_has_it_after_a_restart() {
+    let folder = TempDir::new().unwrap();
+    let config = config(3);
+    let mut users = load(folder.path(), 3);
+    let text = "{\"id\": 1, \"to\": \"192.0.2.9:1\"}\n{\"id\": 2, \"to\": \"192.0.2.9:1\", \"down_rate\": 7}\n\
+                {\"id\": 3, \"to\": \"192.0.2.9:1\", \"down_rate\": 8, \"down_burst\": 9}";
+    users.import(text, false, &config).unwrap();
+    let limits = |users: &Users| -> Vec<_> { users.iter().map(|user| user.published(&config).down_limit).collect() };
+    let limit = |rate, burst| Some(RateLimit { rate, burst });
+    let expected = [None, limit(7, config.burst), limit(8, 9)];
+    assert_eq!(limits(&users), expected);
+    drop(users);
+    assert_eq!(limits(&load(folder.path(), 3)), expected);
+}
+
+#[test]
+fn a_store_from_before_downlinks_had_limits_is_read() {
+    let folder = TempDir::new().unwrap();
+    drop(load(folder.path(), 10));
+    let user = "{\"slot\":3,\"salt\":5,\"key\":\"000102030405060708090a0b0c0d0e0f\",\"to\":\"198.51.100.7:5000\",\
+                \"rate\":null,\"burst\":20,\"expires_at\":null}";
+    let older = redb::Database::create(folder.path().join("users.redb")).unwrap();
+    let transaction = older.begin_write().unwrap();
+    let table = redb::TableDefinition::<u64, &[u8]>::new("users");
+    let mut users = transaction.open_table(table).unwrap();
+    users.insert(42, user.as_bytes()).unwrap();
+    drop(users);
+    transaction.commit().unwrap();
+    drop(older);
+
+    let users = load(folder.path(), 10);
+    let found = users.get(42).unwrap();
+    assert_eq!((found.slot, found.salt, found.burst), (3, 5, Some(20)));
+    assert_eq!((found.down_rate, found.down_burst), (None, None));
 }
 
 #[test]

@@ -157,6 +157,7 @@ pub fn config(max_users: u32) -> Config {
         packets_per_second: 10_000,
         burst: 1000,
         icmp_per_second: 1000,
+        destination_limit: None,
         xdp_mode: XdpMode::Native,
         xdp_persist: false,
         xdp_pin_dir: "/nonexistent".into(),

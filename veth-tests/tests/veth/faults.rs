@@ -472,6 +472,8 @@ fn a_request_that_makes_no_sense_is_refused_and_changes_nothing() {
         add("2", "example.org:7"),
         with(add("2", "192.0.2.3:7"), &["--rate", "fast"]),
         with(add("2", "192.0.2.3:7"), &["--colour", "blue"]),
+        with(add("2", "192.0.2.3:7"), &["--down-rate", "fast"]),
+        with(add("2", "192.0.2.3:7"), &["--down-burst", "5"]),
         vec!["user", "frobnicate"],
         vec!["block", "add", "everything"],
     ];
@@ -482,6 +484,8 @@ fn a_request_that_makes_no_sense_is_refused_and_changes_nothing() {
     let invalid = [
         with(add("2", "192.0.2.3:7"), &["--rate", "0"]),
         with(add("2", "192.0.2.3:7"), &["--burst", "0"]),
+        with(add("2", "192.0.2.3:7"), &["--down-rate", "0"]),
+        with(add("2", "192.0.2.3:7"), &["--down-rate", "5", "--down-burst", "0"]),
         with(add("2", "192.0.2.3:7"), &["--expires-in", "soon"]),
         with(add("2", "192.0.2.3:7"), &["--expires-in", "-1h"]),
         add("2", "192.0.2.3:0"),

@@ -15,6 +15,7 @@ mod operation;
 mod persistence;
 mod proxy;
 mod queues;
+mod rates;
 mod surroundings;
 mod throughput;
 mod userspace;

@@ -10,9 +10,11 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 use relay_ebpf::{
-    host::HostMemory,
-    layout::{BLOCKED, Control, DestinationEntry, SaltEntry, Settings, SlotEntry},
-    platform::{Memory, Platform},
+    host::{HostAtomics, HostMemory, entries},
+    layout::{
+        BLOCKED, Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, SaltEntry, Settings, SlotEntry,
+    },
+    platform::{Memory as _, Platform},
     wire::{Address, Be16},
 };
 
@@ -23,6 +25,8 @@ pub(super) struct Engine {
     pub(super) slots: Box<[SlotEntry]>,
     pub(super) salts: Box<[SaltEntry]>,
     pub(super) destinations: Box<[DestinationEntry]>,
+    pub(super) down_limits: Box<[DownLimitEntry]>,
+    pub(super) destination_limits: Box<[DestinationLimitEntry]>,
     pub(super) control: Control,
     live: RwLock<Live>,
 }
@@ -42,13 +46,11 @@ impl Engine {
     /// Empty entries, as many as `settings` says.
     pub(super) fn new(settings: Settings) -> Self {
         Self {
-            slots: (0..settings.max_users).map(|_| SlotEntry::default()).collect(),
-            salts: (0..SaltEntry::count(settings.max_users))
-                .map(|_| SaltEntry::default())
-                .collect(),
-            destinations: (0..settings.max_destinations)
-                .map(|_| DestinationEntry::default())
-                .collect(),
+            slots: entries(settings.max_users),
+            salts: entries(SaltEntry::count(settings.max_users)),
+            destinations: entries(settings.max_destinations),
+            down_limits: entries(settings.max_users),
+            destination_limits: entries(settings.max_destinations),
             control: Control::default(),
             live: RwLock::new(Live {
                 settings,
@@ -118,6 +120,8 @@ impl<'a> View<'a> {
     }
 }
 
+impl HostAtomics for View<'_> {}
+
 impl Platform for View<'_> {
     fn settings(&self) -> &Settings {
         &self.live.settings
@@ -139,6 +143,14 @@ impl Platform for View<'_> {
         self.engine.destinations.get(index as usize)
     }
 
+    fn down_limit(&self, slot: u32) -> Option<&DownLimitEntry> {
+        self.engine.down_limits.get(slot as usize)
+    }
+
+    fn destination_limit(&self, index: u32) -> Option<&DestinationLimitEntry> {
+        self.engine.destination_limits.get(index as usize)
+    }
+
     fn icmp_tat(&self) -> Option<&AtomicU64> {
         Some(&self.engine.control.icmp_tat_ns)
     }
@@ -149,27 +161,5 @@ impl Platform for View<'_> {
 
     fn is_blocked(&self, address: Address) -> bool {
         self.live.blocklist.get(address) == Some(BLOCKED)
-    }
-}
-
-impl Memory for View<'_> {
-    fn load(&self, cell: &AtomicU64) -> u64 {
-        HostMemory.load(cell)
-    }
-
-    fn store(&self, cell: &AtomicU64, word: u64) {
-        HostMemory.store(cell, word);
-    }
-
-    fn touch(&self, cell: &AtomicU64) {
-        HostMemory.touch(cell);
-    }
-
-    fn compare_exchange(&self, cell: &AtomicU64, current: u64, new: u64) -> Result<(), u64> {
-        HostMemory.compare_exchange(cell, current, new)
-    }
-
-    fn add(&self, cell: &AtomicU64, amount: u64) {
-        HostMemory.add(cell, amount);
     }
 }

@@ -32,7 +32,10 @@ use nix::{
     },
 };
 use relay_ebpf::{
-    layout::{Control, DestinationEntry, DropEvent, Interface, Latency, NextHop, SaltEntry, Settings, SlotEntry},
+    layout::{
+        Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, DropEvent, Interface, Latency, NextHop,
+        SaltEntry, Settings, SlotEntry,
+    },
     verdict::Direction,
     wire::{Address, Mac},
 };
@@ -371,6 +374,14 @@ impl Tables for UserspacePlane {
 
     fn destinations(&self) -> &[DestinationEntry] {
         &self.engine.destinations
+    }
+
+    fn down_limits(&self) -> &[DownLimitEntry] {
+        &self.engine.down_limits
+    }
+
+    fn destination_limits(&self) -> &[DestinationLimitEntry] {
+        &self.engine.destination_limits
     }
 
     fn control(&self) -> &Control {
