@@ -4,7 +4,10 @@
 //! (`mode` in `[xdp]`), in this order of precedence; the rest have defaults. All faults are reported at once, each with
 //! its place.
 
+mod interfaces;
+mod limits;
 mod read;
+mod userspace;
 
 use std::{
     collections::BTreeMap,
@@ -13,10 +16,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrLike as _};
-use relay_ebpf::layout::{MAX_EGRESS, MAX_INTERFACES, MAX_LISTENERS};
+use relay_ebpf::layout::{MAX_EGRESS, MAX_LISTENERS};
 
 use self::read::{Raw, Reader};
+pub use self::{
+    interfaces::ANY_INTERFACE,
+    limits::{BURSTS, DESTINATION_RATES, ICMP_RATES, RATES},
+};
 use crate::datapath::RateLimit;
 
 /// Where the configuration is looked for when nothing names it.
@@ -100,19 +106,6 @@ pub const KEYS: [(&str, &str); 23] = [
     ("store.kind", "Where users are kept [default: redb]"),
 ];
 
-/// Packets per second that a user may be given.
-pub const RATES: std::ops::RangeInclusive<u32> = 1..=10_000_000;
-/// Packets per second that all users of a destination may be given; 0 for no limit.
-pub const DESTINATION_RATES: std::ops::RangeInclusive<u32> = 0..=10_000_000;
-/// ICMP messages per second that the relay may send.
-pub const ICMP_RATES: std::ops::RangeInclusive<u32> = 0..=1_000_000;
-/// Packets that a user may be given to send at once.
-pub const BURSTS: std::ops::RangeInclusive<u32> = 1..=1_000_000;
-
-/// What `interface` is in userspace mode unless it is given: packets come and go by whichever the kernel routes by.
-pub const ANY_INTERFACE: &str = "any";
-
-const DEFAULT_PORT: u16 = 4500;
 const DEFAULT_MAX_USERS: u32 = 100_000;
 /// Slots that the maps can be made for: 256 bytes each.
 const MAX_USERS: u32 = 16_000_000;
@@ -369,16 +362,13 @@ impl Config {
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, ConfigError> {
         let xdp_mode = xdp_mode(reader);
-        let interfaces = match xdp_mode {
-            XdpMode::Userspace if !reader.is_given("interface") => vec![ANY_INTERFACE.to_owned()],
-            _ => interfaces(reader),
-        };
+        let interfaces = interfaces::read(reader, xdp_mode);
         let listen_given = reader.is_given("listen");
         let listen = reader.take_list("listen", read::parsed("an address and port, like \"192.0.2.1:4500\""));
         let listen = match listen {
             Some(listen) => listen,
             None if listen_given => Vec::new(),
-            None => default_listeners(&interfaces).map_err(|error| with_faults(reader, error))?,
+            None => interfaces::default_listeners(&interfaces).map_err(|error| with_faults(reader, error))?,
         };
         let egress_given = reader.is_given("egress");
         let egress = reader.take_list("egress", read::parsed("an IP address, like \"192.0.2.1\""));
@@ -403,14 +393,10 @@ impl Config {
                 .unwrap_or(false),
             header_protection: reader.take("header_protection", Raw::boolean).unwrap_or(true),
             carriers: carriers(reader),
-            packets_per_second: reader
-                .take("limits.packets_per_second", |raw| raw.integer(RATES))
-                .unwrap_or(10_000),
-            burst: reader.take("limits.burst", |raw| raw.integer(BURSTS)).unwrap_or(1000),
-            icmp_per_second: reader
-                .take("limits.icmp_per_second", |raw| raw.integer(ICMP_RATES))
-                .unwrap_or(1000),
-            destination_limit: destination_limit(reader),
+            packets_per_second: limits::packets_per_second(reader),
+            burst: limits::burst(reader),
+            icmp_per_second: limits::icmp_per_second(reader),
+            destination_limit: limits::destination(reader),
             xdp_mode,
             xdp_persist: reader.take("xdp.persist", Raw::boolean).unwrap_or(false),
             xdp_pin_dir: pin_dir(reader, &interfaces),
@@ -430,13 +416,8 @@ impl Config {
             .map_err(str::to_owned)
         });
         let max_users = reader.take("max_users", |raw| raw.integer(1..=MAX_USERS));
-        if config.xdp_mode == XdpMode::Userspace && config.xdp_persist {
-            let message = "xdp.persist needs XDP: in userspace mode nothing relays without the process";
-            reader.fault("xdp.persist", message.to_owned());
-        }
-        if config.xdp_mode == XdpMode::Userspace && config.carriers.contains(&Carrier::IpOption) {
-            let message = "\"ip-option\" needs XDP: in userspace mode sockets carry no IP options, so write [\"udp\"]";
-            reader.fault("carrier", message.to_owned());
+        if config.xdp_mode == XdpMode::Userspace {
+            userspace::check(&config, reader);
         }
         config.check_addresses(reader);
         config.check_capacity(reader, max_users);
@@ -458,7 +439,7 @@ impl Config {
     /// See [`ConfigError`].
     pub fn pin_dir(sources: &Sources) -> Result<PathBuf, ConfigError> {
         Self::one(sources, |reader| {
-            let interfaces = interfaces(reader);
+            let interfaces = interfaces::read(reader, XdpMode::Auto);
             pin_dir(reader, &interfaces)
         })
     }
@@ -503,14 +484,6 @@ impl Config {
         self.room(true).saturating_add(self.room(false))
     }
 
-    /// How many users there can be sockets for, if they take one each.
-    fn sockets(&self) -> u32 {
-        match self.xdp_mode {
-            XdpMode::Userspace => crate::datapath::userspace::room(),
-            _ => u32::MAX,
-        }
-    }
-
     /// The smallest room of a family that has any.
     fn least_room(&self) -> u32 {
         let rooms = [self.room(true), self.room(false)];
@@ -519,6 +492,10 @@ impl Config {
 
     fn check_capacity(&mut self, reader: &mut Reader<'_>, max_users: Option<u32>) {
         let (capacity, ports) = (self.capacity(), self.ports());
+        let sockets = match self.xdp_mode {
+            XdpMode::Userspace => userspace::room(),
+            _ => u32::MAX,
+        };
         match max_users {
             Some(max_users) if max_users > capacity && capacity > 0 => {
                 reader.fault(
@@ -532,7 +509,7 @@ impl Config {
                 );
             }
             Some(max_users) => self.max_users = max_users,
-            None => self.max_users = DEFAULT_MAX_USERS.min(self.least_room()).min(self.sockets()),
+            None => self.max_users = DEFAULT_MAX_USERS.min(self.least_room()).min(sockets),
         }
     }
 
@@ -563,7 +540,7 @@ impl Config {
         ] {
             for address in distinct(addresses.into_iter())
                 .into_iter()
-                .filter(|address| !is_host(*address))
+                .filter(|address| !interfaces::is_host(*address))
             {
                 reader.fault(
                     key,
@@ -628,68 +605,9 @@ impl Config {
                 });
             }
         }
-        let of_user = RateLimit {
-            rate: self.packets_per_second,
-            burst: self.burst,
-        };
-        let of_destination = self.destination_limit.map(|limit| ("limits.destination_burst", limit));
-        for (key, limit) in [("limits.burst", of_user)].into_iter().chain(of_destination) {
-            warnings.extend(raised_burst(limit).map(|message| Fault {
-                place: reader.place(key),
-                message,
-            }));
-        }
+        warnings.extend(limits::warnings(self, reader));
         warnings
     }
-}
-
-/// What is to be said of a burst that is too small for the kernel's tick.
-fn raised_burst(RateLimit { rate, burst }: RateLimit) -> Option<String> {
-    let tick = crate::datapath::clock::tick().ok()?;
-    let least = (u128::from(rate) * tick.as_nanos()).div_ceil(1_000_000_000);
-    (u128::from(burst) < least).then(|| {
-        format!(
-            "a burst of {burst} is raised to {least}: the kernel's tick here is {} ms, and {rate} packets/s are {least} in \
-             that time",
-            tick.as_millis(),
-        )
-    })
-}
-
-fn destination_limit(reader: &mut Reader<'_>) -> Option<RateLimit> {
-    let rate = reader.take("limits.destination_packets_per_second", |raw| {
-        raw.integer(DESTINATION_RATES)
-    });
-    let burst = reader.take("limits.destination_burst", |raw| raw.integer(BURSTS));
-    let limit = |rate| RateLimit {
-        rate,
-        burst: burst.unwrap_or(1000),
-    };
-    rate.filter(|rate| *rate > 0).map(limit)
-}
-
-/// The interfaces, of which there is one at least even where they have faults.
-fn interfaces(reader: &mut Reader<'_>) -> Vec<String> {
-    const KEY: &str = "interface";
-    let given = reader.is_given(KEY);
-    let mut interfaces = reader.take_list_or_one(KEY, Raw::text).unwrap_or_default();
-    for (i, name) in interfaces.iter().enumerate() {
-        if interfaces[..i].contains(name) {
-            reader.fault(KEY, format!("{name} is there twice"));
-        }
-    }
-    if interfaces.len() > MAX_INTERFACES {
-        let found = interfaces.len();
-        reader.fault(KEY, format!("{found} interfaces; a relay has at most {MAX_INTERFACES}"));
-    }
-    // Not where items were no names: an empty list is then but a consequence.
-    if given && interfaces.is_empty() && !reader.has_fault(KEY) {
-        reader.fault(KEY, "no interface: write at least one, or leave the key out".to_owned());
-    }
-    if interfaces.is_empty() {
-        interfaces.push("eth0".to_owned());
-    }
-    interfaces
 }
 
 fn xdp_mode(reader: &mut Reader<'_>) -> XdpMode {
@@ -723,59 +641,6 @@ fn with_faults(reader: &mut Reader<'_>, error: String) -> ConfigError {
     }
     reader.fault("interface", error);
     ConfigError::Faults(std::mem::take(&mut reader.faults))
-}
-
-/// All addresses of the interfaces that others can reach, with the default port.
-fn default_listeners(interfaces: &[String]) -> Result<Vec<SocketAddr>, String> {
-    if interfaces == [ANY_INTERFACE] {
-        return Err(
-            "where to listen is not known: set `listen` in relay.toml (RELAY_LISTEN), or `interface` to those whose \
-             addresses it is"
-                .to_owned(),
-        );
-    }
-    let names = interfaces.join(", ");
-    let all = getifaddrs().map_err(|error| format!("listing the addresses of {names}: {error}"))?;
-    let all: Vec<_> = all.collect();
-    for interface in interfaces {
-        if !all.iter().any(|entry| entry.interface_name == *interface) {
-            return Err(format!(
-                "there is no interface `{interface}` here; set `interface` in relay.toml, or RELAY_INTERFACE"
-            ));
-        }
-    }
-    let mut addresses = Vec::new();
-    for entry in all.iter().filter(|entry| interfaces.contains(&entry.interface_name)) {
-        let Some(address) = entry.address else { continue };
-        debug_assert!(address.len() > 0);
-        if let Some(v4) = address.as_sockaddr_in() {
-            addresses.push(IpAddr::V4(v4.ip()));
-        } else if let Some(v6) = address.as_sockaddr_in6() {
-            addresses.push(IpAddr::V6(v6.ip()));
-        }
-    }
-    addresses.retain(|address| is_host(*address));
-    addresses.sort();
-    addresses.truncate(MAX_LISTENERS);
-    if addresses.is_empty() {
-        return Err(format!(
-            "{names} has no address that others can reach: give it one, or set `listen` in relay.toml"
-        ));
-    }
-    Ok(addresses
-        .into_iter()
-        .map(|address| SocketAddr::new(address, DEFAULT_PORT))
-        .collect())
-}
-
-/// Whether packets can go to and come from this address across links.
-fn is_host(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => !(v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast() || v4.is_link_local()),
-        IpAddr::V6(v6) => {
-            !(v6.is_unspecified() || v6.is_multicast() || v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some())
-        }
-    }
 }
 
 fn distinct(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
