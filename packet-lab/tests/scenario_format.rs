@@ -102,8 +102,8 @@ fn every_reason_is_expected_in_both_families_and_in_both_directions_where_it_has
     ];
     for v4 in [true, false] {
         let family = if v4 { "IPv4" } else { "IPv6" };
-        // Frames of scenarios always have room in front of them.
-        let not_uplink = [Reason::Unsolicited, Reason::NoHeadroom];
+        // Frames of scenarios always have room in front of them; errors from the path have no port that they are from.
+        let not_uplink = [Reason::Unsolicited, Reason::NoHeadroom, Reason::IcmpError];
         for reason in Reason::ALL.into_iter().filter(|reason| !not_uplink.contains(reason)) {
             assert!(
                 seen.contains(&("uplink", reason.name(), v4)),

@@ -34,18 +34,19 @@ const MOST_V4: usize = 576;
 const MOST_V6: usize = 1280;
 
 /// No smaller MTU is told: hosts need not believe one (RFC 791; RFC 8200, section 5).
-const LEAST_MTU_V4: usize = 68;
-const LEAST_MTU_V6: usize = 1280;
+pub(crate) const LEAST_MTU_V4: usize = 68;
+pub(crate) const LEAST_MTU_V6: usize = 1280;
 
-/// Where the source address is in an IPv4 header; the destination's follows.
-const SOURCE_V4: usize = 12;
-/// Where the addresses are in an IPv6 header.
-const SOURCE_V6: usize = 8;
-const DESTINATION_V6: usize = 24;
+/// Where the addresses are in an IPv4 header.
+pub(crate) const SOURCE_V4: usize = 12;
+pub(crate) const DESTINATION_V4: usize = 16;
+/// Where they are in an IPv6 header.
+pub(crate) const SOURCE_V6: usize = 8;
+pub(crate) const DESTINATION_V6: usize = 24;
 
 /// IPv4's precedence of internetwork control, as RFC 1812, section 4.3.2.5, has it for errors.
 const CONTROL: u32 = 0xc0;
-const DONT_FRAGMENT: u32 = 0x4000;
+pub(crate) const DONT_FRAGMENT: u32 = 0x4000;
 
 /// Turns a packet that is too big into the message to its sender that says so: IP packets of `mtu` bytes at most get
 /// through. `None` if the sender is told nothing; then the frame is as it was, or must be dropped.
@@ -89,15 +90,33 @@ fn answer_v4<F: Frame, P: Platform>(frame: &mut F, platform: &P, at: usize, mtu:
     frame.truncate(at + headers + quoted)?;
     let message = icmp::header(FRAGMENTATION_NEEDED, mtu as u32, quote);
     frame.write(at + Ipv4::HEADER_BYTES, message)?;
-    let total = (headers + quoted) as u32;
     // From the quote: what is read again need not be kept meanwhile, where the stack is short.
     let [to, from]: [u32; 2] = frame.read(at + headers + SOURCE_V4)?;
-    let hop = (HOP_LIMIT as u32) << 24 | (icmp::PROTOCOL_V4 as u32) << 16;
-    let first = (0x4500_0000 | CONTROL << 16 | total).to_be();
-    let sum = Change::default().with(first).with(DONT_FRAGMENT.to_be());
-    let sum = sum.with(hop.to_be()).with(from).with(to);
-    let hop = (hop | u16::from_be(sum.checksum()) as u32).to_be();
-    frame.write(at, [first, DONT_FRAGMENT.to_be(), hop, from, to])
+    emit_v4(
+        frame,
+        at,
+        outside_v4(HOP_LIMIT as u32, icmp::HEADER_BYTES + quoted),
+        from,
+        to,
+    )
+}
+
+/// The first words of the IPv4 header of a message of so many bytes, in host order and without a checksum.
+#[inline(always)]
+pub(crate) const fn outside_v4(hop_limit: u32, message_bytes: usize) -> [u32; 3] {
+    let total = (Ipv4::HEADER_BYTES + message_bytes) as u32;
+    let hop = hop_limit << 24 | (icmp::PROTOCOL_V4 as u32) << 16;
+    [0x4500_0000 | CONTROL << 16 | total, DONT_FRAGMENT, hop]
+}
+
+/// Writes an IPv4 header of these first words, in host order, and addresses, with its checksum.
+#[inline(always)]
+pub(crate) fn emit_v4<F: Frame>(frame: &mut F, at: usize, words: [u32; 3], from: u32, to: u32) -> Option<()> {
+    let [first, second, hop] = words.map(u32::to_be);
+    let sum = Change::default().with(first).with(second).with(hop);
+    let checksum = sum.with(from).with(to).checksum();
+    let hop = hop | (u16::from_be(checksum) as u32).to_be();
+    frame.write(at, [first, second, hop, from, to])
 }
 
 #[inline(always)]
@@ -158,7 +177,7 @@ fn is_one_host(address: Address) -> bool {
 
 /// Takes one message from the budget of all, if there is one left.
 #[inline(always)]
-fn may_send<P: Platform>(platform: &P) -> bool {
+pub(crate) fn may_send<P: Platform>(platform: &P) -> bool {
     let settings = platform.settings();
     if settings.icmp_interval_ns == 0 {
         return false;

@@ -14,6 +14,7 @@ pub mod errors;
 #[cfg(not(target_arch = "bpf"))]
 pub mod host;
 pub mod layout;
+pub mod path_errors;
 pub mod platform;
 pub mod token;
 pub mod translate;
@@ -22,6 +23,7 @@ pub mod verdict;
 pub mod wire;
 
 use layout::{Listener, Settings};
+use path_errors::Sender;
 use platform::Platform;
 use translate::Packet;
 use verdict::{Decision, Direction, Reason, Verdict};
@@ -34,7 +36,7 @@ pub struct Outcome {
     pub direction: Direction,
     /// Why it was treated so.
     pub reason: Reason,
-    /// Whether the frame has become an ICMP message to its sender.
+    /// Whether the frame has become an ICMP message to the sender of what is wrong: of itself, or of what it was about.
     pub answered: bool,
     /// The number of the interface that it is to be sent out of, if that is another than it came in by.
     pub redirect: Option<u8>,
@@ -46,25 +48,50 @@ impl Outcome {
     #[must_use]
     pub const fn verdict(self, drop_unmatched: bool) -> Verdict {
         if self.answered {
-            Verdict::Tx
+            Reason::IcmpError.verdict(drop_unmatched, self.redirect.is_some())
         } else {
             self.reason.verdict(drop_unmatched, self.redirect.is_some())
         }
     }
 }
 
-const UNRELATED: Decision = Decision::settled(Reason::Unrelated);
+/// About what is neither for a listener nor for an egress port.
+pub const UNRELATED: Decision = Decision::settled(Reason::Unrelated);
 
 /// Decides about a frame, rewrites it if it is to be transmitted, and answers it if it is to be answered. A frame that is
 /// to be passed is not changed.
 pub fn process<F: Frame, P: Platform>(frame: &mut F, platform: &P) -> Outcome {
-    let decision = decide(frame, platform);
+    let mut decision = decide(frame, platform);
+    if decision == UNRELATED && path_errors::is_icmp(frame) {
+        decision = match path_errors::sender(frame, platform) {
+            Some(sender) if path_errors::may_pass_on(frame, platform, sender) => pass_on(frame, platform, sender),
+            _ => UNRELATED,
+        };
+    }
     let mtu = decision.told_mtu();
+    let is_passed_on = decision.reason() == Reason::IcmpError;
     Outcome {
         direction: decision.direction(),
         reason: decision.reason(),
-        answered: mtu.is_some_and(|mtu| errors::answer(frame, platform, mtu).is_some()),
+        answered: is_passed_on || mtu.is_some_and(|mtu| errors::answer(frame, platform, mtu).is_some()),
         redirect: decision.redirect(),
+    }
+}
+
+/// Decides about an ICMP error that [may be passed on](path_errors::may_pass_on) to the client of this sender, and rewrites
+/// it to be transmitted.
+#[inline(always)]
+pub fn pass_on<F: Frame, P: Platform>(frame: &mut F, platform: &P, sender: Sender) -> Decision {
+    let interface = match path_errors::pass_on(frame, platform, sender) {
+        Ok(interface) => interface,
+        Err(Reason::Unrelated) => return UNRELATED,
+        Err(reason) => return Decision::settled(reason).going(Direction::Downlink),
+    };
+    let decision = Decision::sent(Reason::IcmpError, interface).going(Direction::Downlink);
+    if interface == platform.number_of_ingress(frame) {
+        decision
+    } else {
+        decision.redirected()
     }
 }
 

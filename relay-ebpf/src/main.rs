@@ -32,13 +32,14 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use relay_ebpf::{
-    decide, errors,
+    UNRELATED, decide, errors,
     layout::{
         BLOCKED, Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, DropEvent, EVENT_BYTES,
         LATENCY_BUCKETS, Latency, MAX_INTERFACES, SaltEntry, Settings, SlotEntry,
     },
+    path_errors::{self, Sender},
     platform::{Memory, Platform, TRIES},
-    verdict::{COUNTERS, Decision, Verdict},
+    verdict::{COUNTERS, Decision, Direction, Reason, Verdict},
     wire::{
         Address, Frame, Word,
         checksum::{self, Change},
@@ -130,6 +131,14 @@ fn run<const PLAIN: bool>(ctx: &XdpContext, platform: &Kernel<PLAIN>) -> u32 {
     let decided = decide(&mut frame, platform);
     let decision = Decision::from_word(frame.unknown(decided.word()));
     let bytes = frame.bytes() as u64;
+    if decision == UNRELATED && path_errors::is_icmp(&frame) {
+        let sender = icmp_sender(ctx.ctx);
+        if sender != NOBODY && may_pass_on(ctx.ctx, sender) {
+            let action = pass_on(ctx.ctx, sender);
+            timer.stop();
+            return action;
+        }
+    }
     let (reason, direction, port) = (decision.reason(), decision.direction(), decision.redirect());
     let nth = count(reason.counter(direction), bytes);
     let mut verdict = reason.verdict(platform.settings.drop_unmatched != 0, port.is_some());
@@ -143,6 +152,11 @@ fn run<const PLAIN: bool>(ctx: &XdpContext, platform: &Kernel<PLAIN>) -> u32 {
         verdict = Verdict::Tx;
     }
     timer.stop();
+    action(verdict, port)
+}
+
+#[inline(always)]
+fn action(verdict: Verdict, port: Option<u8>) -> u32 {
     match verdict {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
@@ -251,6 +265,51 @@ fn within<const MOST: usize>(bytes: u64) -> u32 {
         asm!("{0} &= {1}", inout(reg) last, const MOST - 1, options(pure, nomem, nostack, preserves_flags));
     }
     last as u32 + 1
+}
+
+/// [`path_errors::sender`] as one word, or [`NOBODY`]. Three functions one after the other do what is done about ICMP:
+/// each has all that is left of the stack.
+#[inline(never)]
+fn icmp_sender(ctx: *mut xdp_md) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let sender = path_errors::sender(&PacketFrame::new(&ctx), &Kernel::<false>::new());
+    sender.map_or(NOBODY, |Sender { slot, salt }| slot as u64 | (salt as u64) << 32)
+}
+
+/// No slot is so large.
+const NOBODY: u64 = u64::MAX;
+
+const fn sender(word: u64) -> Sender {
+    Sender {
+        slot: word as u32,
+        salt: (word >> 32) as u32,
+    }
+}
+
+/// [`path_errors::may_pass_on`].
+#[inline(never)]
+fn may_pass_on(ctx: *mut xdp_md, word: u64) -> bool {
+    let ctx = XdpContext::new(ctx);
+    path_errors::may_pass_on(&PacketFrame::new(&ctx), &Kernel::<false>::new(), sender(word))
+}
+
+/// [`relay_ebpf::pass_on`], the counting, and what the kernel is told.
+#[inline(never)]
+fn pass_on(ctx: *mut xdp_md, word: u64) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let platform = Kernel::<false>::new();
+    let mut frame = PacketFrame::new(&ctx);
+    let bytes = frame.bytes() as u64;
+    let decision = relay_ebpf::pass_on(&mut frame, &platform, sender(word));
+    let (reason, port) = (decision.reason(), decision.redirect());
+    count(reason.counter(decision.direction()), bytes);
+    if let Reason::IcmpError = reason {
+        count(Direction::Uplink.answers(), frame.bytes() as u64);
+    }
+    action(
+        reason.verdict(platform.settings.drop_unmatched != 0, port.is_some()),
+        port,
+    )
 }
 
 /// Counts the packet, and returns how many like it this CPU counted before.

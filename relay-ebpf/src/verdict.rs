@@ -50,7 +50,7 @@ impl Direction {
         }
     }
 
-    /// Where ICMP messages that answer packets of this direction are counted, in `counters`.
+    /// Where ICMP messages to the senders of packets of this direction are counted, in `counters`.
     #[inline(always)]
     #[must_use]
     pub const fn answers(self) -> u32 {
@@ -136,6 +136,8 @@ reasons! {
     NoHeadroom => "no_headroom",
     /// For an egress port, but not from the destination of a user whose address is known.
     Unsolicited => "unsolicited",
+    /// An ICMP error about a relayed packet, passed on to the client that had sent it.
+    IcmpError => "icmp_error",
 }
 
 /// What is decided about a packet, in one word: apart, the compiled program would write each field anew before every
@@ -264,8 +266,8 @@ impl Reason {
     pub const fn verdict(self, drop_unmatched: bool, is_redirected: bool) -> Verdict {
         match self {
             Self::Unrelated => Verdict::Pass,
-            Self::Relayed | Self::Ping if is_redirected => Verdict::Redirect,
-            Self::Relayed | Self::Ping => Verdict::Tx,
+            Self::Relayed | Self::Ping | Self::IcmpError if is_redirected => Verdict::Redirect,
+            Self::Relayed | Self::Ping | Self::IcmpError => Verdict::Tx,
             Self::Unsolicited if !drop_unmatched => Verdict::Pass,
             Self::Fragment
             | Self::Truncated

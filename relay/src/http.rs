@@ -134,7 +134,7 @@ fn register_packets(registry: &Registry, relay: &Relay) -> Result<(), MetricsErr
     let answers = IntCounterVec::new(
         Opts::new(
             "icmp_messages_total",
-            "ICMP messages that the relay answered packets with, by direction of the packets.",
+            "ICMP messages to the senders of packets, by direction of the packets: the relay's own, and those passed on.",
         ),
         &["direction"],
     )?;

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6FragmentHeader, Ipv6Header,
-    PacketBuilder, PacketBuilderStep,
+    Icmpv4Type, Icmpv6Type, IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv4Options, Ipv6Extensions,
+    Ipv6FragmentHeader, Ipv6Header, PacketBuilder, PacketBuilderStep,
 };
 
 const ETHERNET_BYTES: usize = 14;
@@ -238,6 +238,34 @@ pub fn without_udp(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> Ve
         .ip_step()
         .write(&mut frame, IpNumber(protocol), payload)
         .expect("the payload fits a packet");
+    frame
+}
+
+/// A frame with an ICMP message, of the addresses' family: type, code, the second word of its header, and what it quotes.
+/// All of it is right.
+#[must_use]
+pub fn icmp(from: IpAddr, to: IpAddr, hop_limit: u8, (type_u8, code_u8, rest): (u8, u8, u32), quote: &[u8]) -> Vec<u8> {
+    let mut shape = UdpFrame::new(SocketAddr::new(from, 0), SocketAddr::new(to, 0), []);
+    shape.hop_limit = hop_limit;
+    let bytes5to8 = rest.to_be_bytes();
+    let mut frame = Vec::new();
+    let step = shape.ip_step();
+    let written = if from.is_ipv4() {
+        let kind = Icmpv4Type::Unknown {
+            type_u8,
+            code_u8,
+            bytes5to8,
+        };
+        step.icmpv4(kind).write(&mut frame, quote)
+    } else {
+        let kind = Icmpv6Type::Unknown {
+            type_u8,
+            code_u8,
+            bytes5to8,
+        };
+        step.icmpv6(kind).write(&mut frame, quote)
+    };
+    written.expect("the quote fits a packet");
     frame
 }
 

@@ -4,6 +4,6 @@ mod frame;
 mod keyring;
 mod token;
 
-pub use frame::{Checksum, Fragment, UdpFrame, flip_bit, without_udp};
+pub use frame::{Checksum, Fragment, UdpFrame, flip_bit, icmp, without_udp};
 pub use keyring::Keyring;
 pub use token::{Grant, Handle, TOKEN_BYTES, options_with_token, token_in_options};

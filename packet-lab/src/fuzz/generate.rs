@@ -10,12 +10,13 @@ use super::{
     sequence::{Action, START_NS, Step},
 };
 use crate::{
-    craft::{Checksum, Grant, TOKEN_BYTES, UdpFrame, options_with_token, without_udp},
+    craft::{self, Checksum, Grant, TOKEN_BYTES, UdpFrame, options_with_token, without_udp},
     simulate::dice::Dice,
     world::{Carrier, Destination, Limit, NextHop, User, World, address},
 };
 
 const SLOTS: u32 = 16;
+const ETHERNET_BYTES: usize = 14;
 /// So many frames of a sequence may be sent again.
 const MOST_KEPT: usize = 32;
 
@@ -408,6 +409,7 @@ impl<'a> Author<'a> {
             25..=32 if !self.corpus.is_empty() => self.corpus_frame(),
             33..=34 => self.noise(),
             35 => self.another_protocol(),
+            36..=41 => self.path_error(),
             _ => self.uplink(),
         };
         if one_in(&mut self.dice, 6) {
@@ -540,6 +542,48 @@ impl<'a> Author<'a> {
         self.dressed(UdpFrame::new(from, to, payload).from_mac([0x02, 0, 0, 0, 0, 0xd1]))
     }
 
+    /// An ICMP error about a packet that was relayed uplink, or might have been.
+    fn path_error(&mut self) -> Vec<u8> {
+        let Some(Known { user, .. }) = self.any_user() else {
+            return self.noise();
+        };
+        let Some(mut from) = self.world.egress_endpoint(user.slot, user.to.is_ipv4()) else {
+            return self.noise();
+        };
+        let mut to = user.to;
+        match self.dice.below(40) {
+            0 => from.set_port(from.port() ^ 1),
+            1 => to.set_port(to.port() ^ 1),
+            2 => std::mem::swap(&mut from, &mut to),
+            _ => {}
+        }
+        let payload = self.payload(to);
+        let mut relayed = self.dressed(UdpFrame::new(from, to, payload));
+        if one_in(&mut self.dice, 8) {
+            mutate(&mut self.dice, &mut relayed);
+        }
+        let packet = relayed.get(ETHERNET_BYTES..).unwrap_or_default();
+        let v4 = user.to.is_ipv4();
+        let dice = &mut self.dice;
+        let headers = if v4 { 28 } else { 48 };
+        let quoted = pick(
+            dice,
+            &[headers, headers, headers + 100, headers + 1_180, headers - 1, 0],
+        );
+        let quote = &packet[..packet.len().min(quoted)];
+        let kind = kind_of_error(dice, v4, packet.len() as u32);
+        let router = self.client(v4).ip();
+        let dice = &mut self.dice;
+        let target = if one_in(dice, 40) { router } else { from.ip() };
+        let hop_limit = pick(dice, &[64, 64, 64, 2, 1, 0]);
+        let mut frame = craft::icmp(router, target, hop_limit, kind, quote);
+        if one_in(dice, 16) {
+            let behind = dice.between(1, 30) as usize;
+            frame.extend(vec![dice.number() as u8; behind]);
+        }
+        frame
+    }
+
     /// A payload, often of a length where something begins or ends.
     fn payload(&mut self, to: SocketAddr) -> Vec<u8> {
         let headers = if to.is_ipv4() { 28 } else { 48 };
@@ -670,4 +714,44 @@ impl<'a> Author<'a> {
         frame[if v4 { 23 } else { 20 }] = protocol;
         frame
     }
+}
+
+/// Type, code and second word of an ICMP error about a packet of so many bytes: mostly one that there is.
+fn kind_of_error(dice: &mut Dice, v4: bool, bytes: u32) -> (u8, u8, u32) {
+    let kinds: &[u8] = if v4 {
+        &[3, 3, 3, 11, 12, 4, 5]
+    } else {
+        &[1, 1, 2, 2, 3, 4, 137]
+    };
+    let kind = if one_in(dice, 24) {
+        dice.number() as u8
+    } else {
+        pick(dice, kinds)
+    };
+    let code = dice.below(18) as u8;
+    let code = if kind == 2 && !one_in(dice, 8) { 0 } else { code };
+    let is_too_big = if v4 { kind == 3 && code == 4 } else { kind == 2 };
+    let rest = if is_too_big {
+        let mtus = [0, 68, 576, 1_260, 1_280, 1_281, 1_400, 1_500, 65_535, u32::MAX];
+        let near = [bytes.saturating_sub(1), bytes, bytes + 1];
+        if one_in(dice, 2) {
+            pick(dice, &mtus)
+        } else {
+            pick(dice, &near)
+        }
+    } else {
+        let pointer = dice.below(52) as u32;
+        if v4 { pointer << 24 } else { pointer }
+    };
+    let rest = if one_in(dice, 16) {
+        rest ^ 1 << dice.below(32)
+    } else {
+        rest
+    };
+    let code = if matches!((v4, kind), (true, 12) | (false, 4)) && !one_in(dice, 3) {
+        0
+    } else {
+        code
+    };
+    (kind, code, rest)
 }

@@ -95,7 +95,7 @@ impl Outcome {
 fn is_possible(direction: Direction, reason: Reason) -> bool {
     match direction {
         // The lab's frames always have room in front of them.
-        Direction::Uplink => !matches!(reason, Reason::NoHeadroom | Reason::Unsolicited),
+        Direction::Uplink => !matches!(reason, Reason::NoHeadroom | Reason::Unsolicited | Reason::IcmpError),
         Direction::Downlink => matches!(
             reason,
             Reason::Relayed
@@ -105,6 +105,7 @@ fn is_possible(direction: Direction, reason: Reason) -> bool {
                 | Reason::TtlExpired
                 | Reason::TooBig
                 | Reason::Unsolicited
+                | Reason::IcmpError
         ),
     }
 }

@@ -11,7 +11,7 @@ use super::packet::{Ip, Packet};
 /// TTL or hop limit of a message.
 const HOP_LIMIT: u8 = 64;
 /// DSCP CS6, the precedence of internetwork control.
-const CONTROL: u8 = 48;
+pub(super) const CONTROL: u8 = 48;
 /// Bytes of an ICMP header.
 const ICMP_BYTES: usize = 8;
 

@@ -28,6 +28,7 @@
 
 pub mod errors;
 pub mod packet;
+pub mod path_errors;
 pub mod rate;
 pub mod rewrite;
 pub mod token;
@@ -40,6 +41,7 @@ use relay_ebpf::verdict::{Direction, Reason};
 
 use self::{
     packet::{Packet, sent_bytes},
+    path_errors::{PathError, Receiver},
     rate::Bucket,
     rewrite::Outside,
     window::Window,
@@ -69,7 +71,7 @@ pub struct Judgement {
     pub frame: Vec<u8>,
     /// Bytes of the frame that are counted.
     pub counted_bytes: u64,
-    /// Whether that is an ICMP message to its sender.
+    /// Whether that is an ICMP message: to its sender, or to the client whose packet it was about.
     pub answered: bool,
     /// The slot whose memory may have changed.
     pub slot: Option<u32>,
@@ -190,7 +192,7 @@ impl Oracle {
             egress,
             frame,
             counted_bytes,
-            answered: egress.is_some() && reason == Reason::TooBig,
+            answered: egress.is_some() && matches!(reason, Reason::TooBig | Reason::IcmpError),
             slot: self.touched,
         }
     }
@@ -198,7 +200,10 @@ impl Oracle {
     /// Is it for a listener, an egress address and port, or neither?
     fn direct(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> (Direction, Result<Sent, Reason>) {
         let Some(packet) = Packet::read(frame) else {
-            return (Direction::Uplink, Err(Reason::Unrelated));
+            return match self.path_error(now_ns, frame) {
+                Some(sent) => (Direction::Downlink, Ok(sent)),
+                None => (Direction::Uplink, Err(Reason::Unrelated)),
+            };
         };
         let first_buffer = self.world.in_first_buffer(frame);
         if packet.payload_at() > first_buffer {
@@ -447,8 +452,7 @@ impl Oracle {
         if message.len() > self.world.in_first_buffer(packet.frame()) {
             return Err(Reason::TooBig);
         }
-        let rate = self.world.icmp_per_second;
-        if rate == 0 || !self.messages.take(rate, rate.div_ceil(10), now_ns) {
+        if !self.may_send(now_ns) {
             return Err(Reason::TooBig);
         }
         Ok(Sent {
@@ -456,6 +460,37 @@ impl Oracle {
             interface: ingress,
             frame: message,
         })
+    }
+
+    /// "Errors from the path": the message to the client, if this is one about a packet of it, and is to be passed on.
+    fn path_error(&mut self, now_ns: u64, frame: &[u8]) -> Option<Sent> {
+        let error = PathError::read(frame)?;
+        let slot = self.slot_of_egress(error.quoted_source())? as usize;
+        let user = self.users.get(slot).copied().flatten()?;
+        if error.quoted_destination() != user.to {
+            return None;
+        }
+        let client = self.memories[slot].client?;
+        let is_unknown = client.address.is_ipv4() && self.world.takes(Carrier::IpOption);
+        let receiver = Receiver {
+            from_mac: self.interface(client.interface).mac,
+            to_mac: client.mac,
+            listener: client.listener,
+            client: client.address,
+            taken_off: if is_unknown { 0 } else { token::TOKEN_BYTES as u16 },
+        };
+        let frame = error.passed_on(&receiver)?;
+        self.may_send(now_ns).then_some(Sent {
+            reason: Reason::IcmpError,
+            interface: client.interface,
+            frame,
+        })
+    }
+
+    /// Takes a message from the limit of all.
+    fn may_send(&mut self, now_ns: u64) -> bool {
+        let rate = self.world.icmp_per_second;
+        rate != 0 && self.messages.take(rate, rate.div_ceil(10), now_ns)
     }
 
     /// `slot = port − first egress port + ports per address × index of the egress address`, if this is an egress

@@ -222,7 +222,7 @@ fn udp_sum(source: IpAddr, destination: IpAddr, header: &UdpHeader, payload: &[u
 }
 
 /// The sum of 16-bit words, the last one filled up with zero.
-fn sum(bytes: &[u8]) -> u64 {
+pub(super) fn sum(bytes: &[u8]) -> u64 {
     let words = bytes.chunks(2).map(|word| match *word {
         [high, low] => u64::from(u16::from_be_bytes([high, low])),
         [high] => u64::from(u16::from_be_bytes([high, 0])),

@@ -134,7 +134,7 @@ const fn colour(reason: Reason) -> usize {
         Reason::BadToken | Reason::TtlExpired => 4,
         Reason::Expired | Reason::TooBig | Reason::NoHeadroom => 5,
         Reason::Replayed => 6,
-        Reason::Unsolicited => 7,
+        Reason::Unsolicited | Reason::IcmpError => 7,
     }
 }
 
@@ -153,7 +153,7 @@ fn over_time(report: &Report) -> Markup {
             |slice| if uplink { slice.uplink } else { slice.downlink },
         )
     });
-    let is_sent = |reason: &Reason| matches!(reason, Reason::Relayed | Reason::Ping);
+    let is_sent = |reason: &Reason| matches!(reason, Reason::Relayed | Reason::Ping | Reason::IcmpError);
     let refused = Reason::ALL.into_iter().filter(|reason| !is_sent(reason));
     let refused = refused.map(|reason| {
         let (up, down) = (

@@ -5,6 +5,9 @@ use super::{Be16, Frame, checksum::Change};
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 8;
 
+/// Where the length is in it.
+pub const LENGTH: usize = 4;
+
 /// The protocol number in IPv4 and the next header in IPv6.
 pub const PROTOCOL: u8 = 17;
 

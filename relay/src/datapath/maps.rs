@@ -200,7 +200,7 @@ impl Maps {
         })
     }
 
-    /// ICMP messages that answered packets of this direction, summed over CPUs.
+    /// ICMP messages to the senders of packets of this direction, summed over CPUs.
     ///
     /// # Errors
     /// If the kernel refuses to read the map.

@@ -374,7 +374,7 @@ impl Datapath {
         self.inner().plane.counters()
     }
 
-    /// ICMP messages that answered packets of this direction.
+    /// ICMP messages to the senders of packets of this direction.
     ///
     /// # Errors
     /// If the kernel refuses to read the map.

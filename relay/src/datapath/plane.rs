@@ -115,7 +115,7 @@ pub trait Plane: Tables + Send {
     /// If they cannot be read.
     fn counters(&self) -> Result<Vec<Counter>, DatapathError>;
 
-    /// ICMP messages that answered packets of this direction.
+    /// ICMP messages to the senders of packets of this direction.
     ///
     /// # Errors
     /// If it cannot be read.

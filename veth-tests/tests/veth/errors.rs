@@ -143,7 +143,7 @@ fn a_relay_whose_icmp_is_off_tells_nobody() {
     client.exchange(b"as before");
 }
 
-fn pairs() -> impl Iterator<Item = (Family, Family)> {
+pub fn pairs() -> impl Iterator<Item = (Family, Family)> {
     Family::ALL
         .into_iter()
         .flat_map(|client| Family::ALL.map(|destination| (client, destination)))

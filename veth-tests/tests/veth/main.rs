@@ -12,6 +12,7 @@ mod jumbo;
 mod limits;
 mod network;
 mod operation;
+mod path_errors;
 mod persistence;
 mod proxy;
 mod queues;
