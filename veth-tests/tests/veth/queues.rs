@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::UdpSocket,
+    num::NonZero,
     path::Path,
     sync::{
         Arc, Barrier,
@@ -97,7 +98,7 @@ fn by_cpu(relay: &Relay<'_>, reason: Reason) -> Vec<u64> {
 
 /// Whether there is a CPU for each queue, and the privileges.
 fn can_run_on_several_cpus() -> bool {
-    let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get());
+    let cpus = thread::available_parallelism().map_or(1, NonZero::get);
     if cpus < QUEUES {
         eprintln!("skipped: relaying by several queues needs {QUEUES} CPUs, here is {cpus}");
     }
