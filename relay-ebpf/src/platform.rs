@@ -117,10 +117,7 @@ pub trait Platform: Memory {
                 break;
             }
         }
-        // No frame is so long that anything is left of its length here. The verifier does not know that, and so not the
-        // number either: one that it knows has it walk the rest of the program once for each interface.
-        const { assert!(MAX_INTERFACES == 8) };
-        found as u8 ^ (frame.bytes() as u64 >> 61) as u8
+        frame.forgotten::<{ MAX_INTERFACES.ilog2() }>(found as u32) as u8
     }
 
     /// Whether all users of a destination together have a limit.

@@ -220,6 +220,15 @@ pub trait Frame: Sized {
         number
     }
 
+    /// The same number, of which the kernel's verifier knows nothing but that it is below 2 to the power of `BITS`, if it
+    /// was: one that it knows has it walk the rest of the program once for each value.
+    #[inline(always)]
+    #[must_use]
+    fn forgotten<const BITS: u32>(&self, number: u32) -> u32 {
+        // No frame is so long that anything is left of its length here, but the verifier does not know that.
+        number ^ (self.bytes() as u64 >> (u64::BITS - BITS)) as u32
+    }
+
     /// Reads the words at `offset`, `None` if any of them is past the end.
     fn read<W: Word>(&self, offset: usize) -> Option<W>;
 
