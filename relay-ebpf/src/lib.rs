@@ -116,9 +116,8 @@ fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P) -> Deci
     let interface = platform.number_of_ingress(frame);
     let decision = if let Some(index) = listener(settings, &packet) {
         let (listener, index) = if settings.listener_count > 1 {
-            // Masked, not compared: the verifier follows the mask, which the compiler would know to be needless.
-            let index = frame.forgotten::<{ MAX_LISTENERS.ilog2() }>(index) as usize;
-            let index = frame.unknown(index) % MAX_LISTENERS;
+            // Masked, not compared: the verifier follows the mask.
+            let index = frame.forgotten::<{ MAX_LISTENERS.ilog2() }>(index) as usize % MAX_LISTENERS;
             (&settings.listeners[index], index as u8)
         } else {
             (&settings.listeners[0], 0)

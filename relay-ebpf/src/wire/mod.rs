@@ -220,13 +220,15 @@ pub trait Frame: Sized {
         number
     }
 
-    /// The same number, of which the kernel's verifier knows nothing but that it is below 2 to the power of `BITS`, if it
-    /// was: one that it knows has it walk the rest of the program once for each value.
+    /// The same number, of which neither the compiler nor the kernel's verifier knows more than that it has `BITS` bits at
+    /// most: one that the verifier knows has it walk the rest of the program once for each value. An index has to be
+    /// masked, which the compiler would leave out if it knew as much.
     #[inline(always)]
     #[must_use]
     fn forgotten<const BITS: u32>(&self, number: u32) -> u32 {
         // No frame is so long that anything is left of its length here, but the verifier does not know that.
-        number ^ (self.bytes() as u64 >> (u64::BITS - BITS)) as u32
+        let nothing = (self.bytes() as u64 >> (u64::BITS - BITS)) as u32;
+        self.unknown((number ^ nothing) as usize) as u32
     }
 
     /// Reads the words at `offset`, `None` if any of them is past the end.
