@@ -94,7 +94,7 @@ pub fn pass_on<F: Frame, P: Platform>(frame: &mut F, platform: &P, sender: Sende
         let said = said(frame, platform, &client).ok_or(Reason::Unrelated)?;
         (said, client.address.is_v4())
     };
-    resize(frame, if is_v4 { end::<Ipv4>() } else { end::<Ipv6>() }).ok_or(Reason::Unrelated)?;
+    resize(frame, if is_v4 { end::<Ipv4>() } else { end::<Ipv6>() })?;
     // Loaded again: it is large, and need not be kept until now.
     let client = client(platform, sender).filter(|client| client.address.is_v4() == is_v4);
     client
@@ -421,16 +421,18 @@ fn sent_udp(client: &Client, listener: &Listener, bytes: u32) -> [u32; 2] {
     [ports.to_be(), (bytes << 16).to_be()]
 }
 
-/// Gives the frame so many bytes, at its front or its end, or leaves it as it was. Drivers give room in front, and the few
-/// that do not lose an error in which little is quoted.
+/// Gives the frame so many bytes, at its front where it has fewer. Drivers give room there, and the few that do not lose an
+/// error in which little is quoted. What is left in other buffers goes with the rest.
 #[inline(always)]
-fn resize<F: Frame>(frame: &mut F, bytes: usize) -> Option<()> {
+fn resize<F: Frame>(frame: &mut F, bytes: usize) -> Result<(), Reason> {
     let now = frame.bytes();
-    if now < bytes {
-        frame.move_start(now as isize - bytes as isize)
-    } else {
-        frame.truncate(bytes)
+    if now >= bytes {
+        return frame.truncate(bytes).ok_or(Reason::Unrelated);
     }
+    frame
+        .move_start(now as isize - bytes as isize)
+        .ok_or(Reason::Unrelated)?;
+    frame.truncate(bytes).ok_or(Reason::Truncated)
 }
 
 #[inline(always)]

@@ -190,7 +190,7 @@ fn user(dice: &mut Dice, world: &World, now_ns: u64) -> User {
         (1_000, 2),
         (3, 1),
         (1, 5),
-        (7, 0),
+        (7, 1),
     ];
     let likely = if one_in(dice, 3) { limits.len() } else { 4 };
     let (rate, burst) = pick(dice, &limits[..likely]);

@@ -464,7 +464,7 @@ impl Oracle {
 
     /// "Errors from the path": the message to the client, if this is one about a packet of it, and is to be passed on.
     fn path_error(&mut self, now_ns: u64, frame: &[u8]) -> Option<Sent> {
-        let error = PathError::read(frame)?;
+        let error = PathError::read(frame, self.world.in_first_buffer(frame))?;
         let slot = self.slot_of_egress(error.quoted_source())? as usize;
         let user = self.users.get(slot).copied().flatten()?;
         if error.quoted_destination() != user.to {

@@ -54,9 +54,11 @@ pub struct Receiver {
 }
 
 impl<'a> PathError<'a> {
-    /// Reads a frame; `None` if it is no such error, or one of those that are left to the host.
+    /// Reads a frame; `None` if it is no such error, or one of those that are left to the host. What is behind the first
+    /// buffer is not read.
     #[must_use]
-    pub fn read(frame: &'a [u8]) -> Option<Self> {
+    pub fn read(frame: &'a [u8], first_buffer: usize) -> Option<Self> {
+        let frame = &frame[..first_buffer];
         let ethernet = Ethernet2HeaderSlice::from_slice(frame).ok()?;
         let packet = &frame[Ethernet2Header::LEN..];
         match ethernet.ether_type() {
