@@ -262,8 +262,9 @@ impl<'a> PathError<'a> {
 
     /// Type, code and second word for a client of IPv4: the table's first and third column.
     fn told_v4(&self, taken_off: u16) -> Option<(u8, u8, u32)> {
-        if let Some(mtu) = self.mtu_of_client(Ipv4Header::MIN_LEN, taken_off) {
-            return Some((3, 4, mtu?.max(68)));
+        if self.tells_mtu() {
+            let mtu = self.mtu_of_client(Ipv4Header::MIN_LEN, taken_off)?;
+            return Some((3, 4, mtu.max(68)));
         }
         let is_v4 = matches!(self.quote, Quote::V4(_));
         match (is_v4, self.kind, self.code) {
@@ -293,8 +294,9 @@ impl<'a> PathError<'a> {
 
     /// The same for a client of IPv6: the table's first and second column.
     fn told_v6(&self, taken_off: u16) -> Option<(u8, u8, u32)> {
-        if let Some(mtu) = self.mtu_of_client(Ipv6Header::LEN, taken_off) {
-            return Some((2, 0, mtu?.max(1280)));
+        if self.tells_mtu() {
+            let mtu = self.mtu_of_client(Ipv6Header::LEN, taken_off)?;
+            return Some((2, 0, mtu.max(1280)));
         }
         let is_v6 = matches!(self.quote, Quote::V6(_));
         match (is_v6, self.kind, self.code) {
@@ -322,18 +324,25 @@ impl<'a> PathError<'a> {
         }
     }
 
-    /// The MTU to be told to a client whose headers have so many bytes, without the least; `Some(None)` if the message
-    /// contradicts itself, `None` if it is about something else.
-    fn mtu_of_client(&self, header: usize, taken_off: u16) -> Option<Option<u32>> {
-        let (mtu, own_header, least) = match (&self.quote, self.kind, self.code) {
-            (Quote::V4(_), 3, 4) => (self.rest & 0xffff, Ipv4Header::MIN_LEN, 0),
-            (Quote::V6(_), 2, 0) => (self.rest, Ipv6Header::LEN, 1280),
-            _ => return None,
+    /// Whether it is about a packet that is too big.
+    const fn tells_mtu(&self) -> bool {
+        match &self.quote {
+            Quote::V4(_) => self.kind == 3 && self.code == 4,
+            Quote::V6(_) => self.kind == 2 && self.code == 0,
+        }
+    }
+
+    /// The MTU to be told to a client whose headers have so many bytes, without the least; `None` if the message, which
+    /// [tells one](Self::tells_mtu), contradicts itself.
+    fn mtu_of_client(&self, header: usize, taken_off: u16) -> Option<u32> {
+        let (mtu, own_header, least) = match &self.quote {
+            Quote::V4(_) => (self.rest & 0xffff, Ipv4Header::MIN_LEN, 0),
+            Quote::V6(_) => (self.rest, Ipv6Header::LEN, 1280),
         };
         let is_smaller = u64::from(mtu) < own_header as u64 + u64::from(self.udp.length());
         if mtu < least || !is_smaller {
-            return Some(None);
+            return None;
         }
-        Some(Some(mtu + u32::from(taken_off) + header as u32 - own_header as u32))
+        Some(mtu + u32::from(taken_off) + header as u32 - own_header as u32)
     }
 }
