@@ -176,7 +176,9 @@ impl Backend for Faulty {
             return Ok(processed);
         }
         let mut processed = self.host.process_on(now_ns, interface, frame)?;
-        if processed.verdict == Verdict::Tx && is_ipv4(frame) && is_ipv4(&processed.frame) {
+        // Uplink, where one packet shows it: a token is taken off.
+        let is_shorter = processed.frame.len() < frame.len();
+        if processed.verdict == Verdict::Tx && is_shorter && is_ipv4(frame) && is_ipv4(&processed.frame) {
             let after = &mut processed.frame;
             match self.fault {
                 Fault::KeepsTtl => after[22] = frame[22],
