@@ -203,7 +203,8 @@ impl<W: sealed::Sealed + Copy + FromBytes + IntoBytes + Immutable> Word for W {}
 /// One Ethernet frame. Offsets count bytes from its start. It may lie in several buffers, as the driver received it:
 /// what is read and written has to be in the first one.
 pub trait Frame: Sized {
-    /// Bytes of the frame: of its first buffer at least, of all once it was [measured](Self::measure) for want of more.
+    /// Bytes of the frame as it came in: of its first buffer at least, of all once it was [measured](Self::measure) for want
+    /// of more. Not to be asked once its start was moved or its end cut off.
     fn bytes(&self) -> usize;
 
     /// Looks whether there are more buffers, if so many bytes are more than the frame is known to have.
