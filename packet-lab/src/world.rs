@@ -1,6 +1,9 @@
 //! Who is there: one relay, its users and their destinations, in the terms of its configuration.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use lumenlink_relay::config;
 use schemars::JsonSchema;
@@ -17,6 +20,65 @@ pub struct NextHop {
     pub mtu: u16,
     /// Number of the relay's interface that leads to it.
     pub interface: u8,
+    /// The VLAN tags of frames to it.
+    pub tags: Tags,
+}
+
+/// Up to two VLAN tags, outer first.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Tags(pub [Option<Tag>; 2]);
+
+/// A VLAN tag.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Tag {
+    /// Its kind: 0x8100 (802.1Q) or 0x88a8 (802.1ad).
+    pub kind: u16,
+    /// Priority (3 bits), drop eligible indicator, VLAN identifier (12 bits).
+    pub control: u16,
+}
+
+impl Tags {
+    /// No tags.
+    pub const NONE: Self = Self([None; 2]);
+
+    /// These tags, kinds and control information; those past the second are left out.
+    #[must_use]
+    pub fn of(tags: impl IntoIterator<Item = (u16, u16)>) -> Self {
+        let mut tags = tags.into_iter().map(|(kind, control)| Tag { kind, control });
+        Self(std::array::from_fn(|_| tags.next()))
+    }
+
+    /// The tags, outer first.
+    pub fn iter(self) -> impl Iterator<Item = Tag> {
+        self.0.into_iter().flatten()
+    }
+
+    /// Their bytes, as they stand in a frame.
+    #[must_use]
+    pub fn bytes(self) -> Vec<u8> {
+        let bytes = |tag: Tag| [tag.kind.to_be_bytes(), tag.control.to_be_bytes()].concat();
+        self.iter().flat_map(bytes).collect()
+    }
+}
+
+impl fmt::Display for Tags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::NONE {
+            return f.write_str("none");
+        }
+        for (nth, Tag { kind, control }) in self.iter().enumerate() {
+            let separator = if nth == 0 { "" } else { ", " };
+            let (vlan, priority) = (control & 0xfff, control >> 13);
+            write!(f, "{separator}{kind:#06x} VLAN {vlan}")?;
+            if priority > 0 {
+                write!(f, " priority {priority}")?;
+            }
+            if control & 0x1000 != 0 {
+                write!(f, " drop eligible")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// An interface of the relay.
@@ -119,6 +181,8 @@ pub struct World {
     pub icmp_per_second: u32,
     /// Of the packets of all users of a destination together; `None` for as many as they may send.
     pub destination_limit: Option<Limit>,
+    /// Whether VLAN tags are read and kept.
+    pub vlan: bool,
     /// Whether time is the lab's; otherwise it is the kernel's, as in production.
     pub lab_clock: bool,
     /// One drop in this many of each reason becomes an event (a power of two), 0 for none.
@@ -154,6 +218,7 @@ impl World {
             first_buffer: None,
             icmp_per_second: 1_000,
             destination_limit: None,
+            vlan: false,
             lab_clock: true,
             event_sample: 0,
             latency_sample: 0,

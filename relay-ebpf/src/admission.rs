@@ -15,7 +15,7 @@ use core::sync::atomic::AtomicU64;
 use crate::{
     layout::{MAX_INTERFACES, REPLAY_WINDOW, StateEntry, WINDOW_WORDS},
     platform::Memory,
-    wire::{Address, Be16, Mac},
+    wire::{Address, Be16, Mac, vlan::Tags},
 };
 
 const WORD_BITS: u64 = u32::BITS as u64;
@@ -26,6 +26,8 @@ const WRITING: u64 = 1;
 const RESTARTING: u64 = 1 << 40;
 /// Where in the client guard the number of the interface starts.
 const INTERFACE: u32 = 41;
+/// In the client guard: the client has VLAN tags.
+const TAGGED: u64 = 1 << 44;
 /// In the client guard: what changes with each write.
 const SEQUENCE: u64 = 0xffff_ffff;
 
@@ -205,17 +207,24 @@ pub struct Client {
     pub listener: u8,
     /// Number of the interface that its packets come in by.
     pub interface: u8,
+    /// The VLAN tags of its frames.
+    pub tags: Tags,
 }
 
 impl Client {
-    /// The user's client, if it is known and not just being written.
+    /// The user's client, if it is known and not just being written. `tags` is where its tags are, as in all of these;
+    /// without, it has none.
     #[inline(always)]
     #[must_use]
-    pub fn load<M: Memory>(memory: &M, state: &StateEntry) -> Option<Self> {
+    pub fn load<M: Memory>(memory: &M, state: &StateEntry, tags: Option<&AtomicU64>) -> Option<Self> {
         for _ in 0..memory.tries() {
             let guard = memory.load(&state.client_guard);
             let words = [memory.load(&state.client[0]), memory.load(&state.client[1])];
             let hop = memory.load(&state.client_hop);
+            let tags = match tags {
+                Some(tags) if guard & TAGGED != 0 => memory.load(tags),
+                _ => 0,
+            };
             if guard & WRITING == 0 && memory.load(&state.client_guard) == guard {
                 return (hop != 0).then(|| Self {
                     address: Address::from_words(words),
@@ -223,6 +232,7 @@ impl Client {
                     mac: Mac::from_word(hop),
                     listener: (guard >> 32) as u8,
                     interface: (guard >> INTERFACE) as u8 % MAX_INTERFACES as u8,
+                    tags: Tags::from_word(tags),
                 });
             }
         }
@@ -237,13 +247,20 @@ impl Client {
     #[inline(always)]
     fn guard(&self, block_generation: u16) -> u64 {
         let interface = self.interface as u64 % MAX_INTERFACES as u64;
-        (self.listener as u64) << 32 | interface << INTERFACE | (block_generation as u64) << 48
+        let tagged = if self.tags.is_none() { 0 } else { TAGGED };
+        (self.listener as u64) << 32 | interface << INTERFACE | tagged | (block_generation as u64) << 48
     }
 
     /// Whether the state names this client already, and its address was checked against this blocklist.
     #[inline(always)]
     #[must_use]
-    pub fn is_current<M: Memory>(&self, memory: &M, state: &StateEntry, block_generation: u16) -> bool {
+    pub fn is_current<M: Memory>(
+        &self,
+        memory: &M,
+        state: &StateEntry,
+        tags: Option<&AtomicU64>,
+        block_generation: u16,
+    ) -> bool {
         let guard = memory.load(&state.client_guard);
         let words = self.address.words();
         guard & WRITING == 0
@@ -251,11 +268,19 @@ impl Client {
             && memory.load(&state.client[0]) == words[0]
             && memory.load(&state.client[1]) == words[1]
             && memory.load(&state.client_hop) == self.hop()
+            && (self.tags.is_none() || tags.is_some_and(|tags| memory.load(tags) == self.tags.word()))
     }
 
     /// Makes this the user's client, unless a packet newer than `pn` came meanwhile: that one's client counts.
     #[inline(always)]
-    pub fn store<M: Memory>(&self, memory: &M, state: &StateEntry, pn: u64, block_generation: u16) {
+    pub fn store<M: Memory>(
+        &self,
+        memory: &M,
+        state: &StateEntry,
+        tags: Option<&AtomicU64>,
+        pn: u64,
+        block_generation: u16,
+    ) {
         for _ in 0..memory.tries() {
             let guard = memory.load(&state.client_guard);
             if memory.load(&state.newest) > pn {
@@ -275,6 +300,9 @@ impl Client {
                 memory.store(&state.client[0], words[0]);
                 memory.store(&state.client[1], words[1]);
                 memory.store(&state.client_hop, self.hop());
+                if let Some(tags) = tags.filter(|_| !self.tags.is_none()) {
+                    memory.store(tags, self.tags.word());
+                }
                 memory.store(&state.client_guard, self.guard(block_generation) | after);
             } else {
                 memory.store(&state.client_guard, guard & !SEQUENCE | after);
@@ -318,7 +346,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::host::HostMemory as M;
+    use crate::{host::HostMemory as M, wire::vlan};
 
     fn admits(state: &StateEntry, pn: u64) -> bool {
         admit(&M, state, pn).is_some()
@@ -455,59 +483,64 @@ mod tests {
             mac: Mac::new([2, 0, 0, 0, 0, host]),
             listener: 3,
             interface: host % MAX_INTERFACES as u8,
+            tags: Tags::new(&[(vlan::DOT1AD, host.into()), (vlan::DOT1Q, host.into())][..usize::from(host) % 3]),
         }
     }
 
     #[test]
     fn a_client_is_forgotten_with_its_interface() {
-        let state = StateEntry::default();
+        let (state, tags) = (StateEntry::default(), AtomicU64::new(0));
         admit(&M, &state, 10);
-        client(1).store(&M, &state, 10, 7);
+        client(1).store(&M, &state, Some(&tags), 10, 7);
         Client::forget(&M, &state, 0);
-        assert_eq!(Client::load(&M, &state), Some(client(1)), "it came by another");
+        assert_eq!(
+            Client::load(&M, &state, Some(&tags)),
+            Some(client(1)),
+            "it came by another"
+        );
         Client::forget(&M, &state, 1);
-        assert_eq!(Client::load(&M, &state), None);
+        assert_eq!(Client::load(&M, &state, Some(&tags)), None);
         admit(&M, &state, 11);
-        client(1).store(&M, &state, 11, 7);
-        assert_eq!(Client::load(&M, &state), Some(client(1)));
+        client(1).store(&M, &state, Some(&tags), 11, 7);
+        assert_eq!(Client::load(&M, &state, Some(&tags)), Some(client(1)));
     }
 
     #[test]
     fn the_client_of_the_newest_packet_is_kept() {
-        let state = StateEntry::default();
-        assert_eq!(Client::load(&M, &state), None);
+        let (state, tags) = (StateEntry::default(), AtomicU64::new(0));
+        assert_eq!(Client::load(&M, &state, Some(&tags)), None);
         admit(&M, &state, 10);
-        client(1).store(&M, &state, 10, 7);
-        assert_eq!(Client::load(&M, &state), Some(client(1)));
-        assert!(client(1).is_current(&M, &state, 7));
+        client(1).store(&M, &state, Some(&tags), 10, 7);
+        assert_eq!(Client::load(&M, &state, Some(&tags)), Some(client(1)));
+        assert!(client(1).is_current(&M, &state, Some(&tags), 7));
         assert!(
-            !client(1).is_current(&M, &state, 8),
+            !client(1).is_current(&M, &state, Some(&tags), 8),
             "checked against another blocklist"
         );
-        assert!(!client(2).is_current(&M, &state, 7));
-        client(2).store(&M, &state, 9, 7);
+        assert!(!client(2).is_current(&M, &state, Some(&tags), 7));
+        client(2).store(&M, &state, Some(&tags), 9, 7);
         assert_eq!(
-            Client::load(&M, &state),
+            Client::load(&M, &state, Some(&tags)),
             Some(client(1)),
             "an older packet moved the client"
         );
         admit(&M, &state, 11);
-        client(2).store(&M, &state, 11, 7);
-        assert_eq!(Client::load(&M, &state), Some(client(2)));
+        client(2).store(&M, &state, Some(&tags), 11, 7);
+        assert_eq!(Client::load(&M, &state, Some(&tags)), Some(client(2)));
     }
 
     #[test]
     fn no_reader_sees_half_of_a_client() {
-        let state = StateEntry::default();
+        let (state, tags) = (StateEntry::default(), AtomicU64::new(0));
         thread::scope(|scope| {
             let writer = scope.spawn(|| {
                 for pn in 1..100_000 {
                     admit(&M, &state, pn);
-                    client(pn as u8).store(&M, &state, pn, 0);
+                    client(pn as u8).store(&M, &state, Some(&tags), pn, 0);
                 }
             });
             while !writer.is_finished() {
-                if let Some(seen) = Client::load(&M, &state) {
+                if let Some(seen) = Client::load(&M, &state, Some(&tags)) {
                     let host = seen.mac.bytes()[5];
                     assert_eq!(seen, client(host));
                 }

@@ -62,7 +62,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
     if destination.endpoint(platform) != (packet.ip.source(), packet.udp.source) {
         return Err(unsolicited);
     }
-    let client = Client::load(platform, state).ok_or(unsolicited)?;
+    let client = Client::load(platform, state, platform.tags_of_client(slot)).ok_or(unsolicited)?;
     if !entry.has_handle(platform, user.salt) {
         return Err(unsolicited);
     }
@@ -90,6 +90,7 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         destination_port: client.port,
         next_hop: client.mac,
         mac: interface.mac,
+        tags: client.tags,
         strip: 0,
         stripped: Change::default(),
     };

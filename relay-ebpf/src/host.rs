@@ -24,6 +24,8 @@ pub struct Host {
     pub slots: Box<[SlotEntry]>,
     /// By slot / [`SaltEntry::SLOTS`].
     pub salts: Box<[SaltEntry]>,
+    /// VLAN tags of clients that have any, by slot.
+    pub client_tags: Box<[AtomicU64]>,
     /// By index.
     pub destinations: Box<[DestinationEntry]>,
     /// By slot.
@@ -44,6 +46,7 @@ impl Host {
             settings,
             slots: entries(settings.max_users),
             salts: entries(SaltEntry::count(settings.max_users)),
+            client_tags: entries(settings.max_users),
             destinations: entries(settings.max_destinations),
             down_limits: entries(settings.max_users),
             destination_limits: entries(settings.max_destinations),
@@ -76,6 +79,10 @@ impl Platform for Host {
 
     fn salts(&self, index: u32) -> Option<&SaltEntry> {
         self.salts.get(index as usize)
+    }
+
+    fn client_tags(&self, slot: u32) -> Option<&AtomicU64> {
+        self.client_tags.get(slot as usize)
     }
 
     fn destination(&self, index: u32) -> Option<&DestinationEntry> {

@@ -9,11 +9,11 @@ use core::{mem::offset_of, sync::atomic::AtomicU64};
 
 use crate::{
     platform::Memory,
-    wire::{Address, Be16, Mac},
+    wire::{Address, Be16, Mac, vlan::Tags},
 };
 
 /// Grows when the meaning or size of anything in a pinned map changes.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// The names of the maps, as the kernel and the pin directory know them (at most 15 bytes, or pins are not reused).
 pub mod map {
@@ -22,6 +22,8 @@ pub mod map {
     /// ARRAY of [`SaltEntry`](super::SaltEntry), by slot / [`SaltEntry::SLOTS`](super::SaltEntry::SLOTS); written by the
     /// control process.
     pub const SALTS: &str = "salt_map";
+    /// ARRAY of [`Tags`](crate::wire::vlan::Tags) as words, by slot: those of clients that have any.
+    pub const CLIENT_TAGS: &str = "client_tags";
     /// ARRAY of [`DestinationEntry`](super::DestinationEntry); written by the control process.
     pub const DESTINATIONS: &str = "dest_map";
     /// ARRAY of [`DownLimitEntry`](super::DownLimitEntry), by slot.
@@ -160,6 +162,10 @@ pub struct Settings {
     pub destination_interval_ns: u32,
     /// Packets that may be sent to a destination at once.
     pub destination_burst: u32,
+    /// Not 0: frames may have VLAN tags.
+    pub vlan: u32,
+    /// Zero.
+    pub reserved: u32,
     /// The interfaces, by number. A number stays its interface's as long as the maps live: they hold it.
     pub interfaces: [Interface; MAX_INTERFACES],
     /// The listeners.
@@ -186,7 +192,10 @@ impl Settings {
     #[inline(always)]
     #[must_use]
     pub const fn is_plain(&self) -> bool {
-        self.interface_count <= 1 && self.option_carrier == option_carrier::OFF && self.destination_interval_ns == 0
+        self.interface_count <= 1
+            && self.option_carrier == option_carrier::OFF
+            && self.destination_interval_ns == 0
+            && self.vlan == 0
     }
 }
 
@@ -374,7 +383,8 @@ pub struct StateEntry {
     pub newest: AtomicU64,
     /// Guards `client` and `client_hop`: bits 0..32 a sequence number, odd while they are being written; 32..40 the
     /// listener's index; 40 set while the window is being emptied; 41..44 the number of the interface that its packets
-    /// come in by; 48..64 the [`Control::block_generation`] that the address was checked against.
+    /// come in by; 44 set if they have VLAN tags, which are in `client_tags`; 48..64 the [`Control::block_generation`] that
+    /// the address was checked against.
     pub client_guard: AtomicU64,
     /// The client's address, as [`Address::words`].
     pub client: [AtomicU64; 2],
@@ -468,6 +478,8 @@ pub struct NextHop {
     pub mtu: u16,
     /// Number of the interface that leads to it.
     pub interface: u8,
+    /// The VLAN tags of frames to it.
+    pub tags: Tags,
 }
 
 impl NextHop {
@@ -480,11 +492,15 @@ impl NextHop {
             mac: Mac::from_word(hop),
             mtu: (hop >> 48) as u16,
             interface: link as u8,
+            tags: Tags::from_word(link >> 8),
         })
     }
 
     fn words(self) -> [u64; 2] {
-        [self.mac.word() | (self.mtu as u64) << 48, self.interface as u64]
+        [
+            self.mac.word() | (self.mtu as u64) << 48,
+            self.interface as u64 | self.tags.word() << 8,
+        ]
     }
 }
 
@@ -503,7 +519,7 @@ pub struct DestinationEntry {
     /// How often the next hop has changed; the lowest bit chooses one of `next_hops`.
     turn: AtomicU64,
     /// Each the MAC address (bits 0..48) and MTU (bits 48..64) of the next hop, 0 while unresolved; then the number of
-    /// the interface (bits 0..8).
+    /// the interface (bits 0..8) and the VLAN tags (bits 8..44, as [`Tags::word`]).
     next_hops: [[AtomicU64; 2]; 2],
 }
 
@@ -535,10 +551,10 @@ impl DestinationEntry {
         None
     }
 
-    /// The next hop, where there is one interface: in one word, which nobody writes half of.
+    /// The next hop, where there are one interface and no tags: in one word, which nobody writes half of.
     #[inline(always)]
     #[must_use]
-    pub fn next_hop_of_one_interface<M: Memory>(&self, memory: &M) -> Option<NextHop> {
+    pub fn plain_next_hop<M: Memory>(&self, memory: &M) -> Option<NextHop> {
         let turn = memory.load(&self.turn);
         NextHop::of_words([memory.load(&self.next_hops[turn as usize % 2][0]), 0])
     }
@@ -608,7 +624,7 @@ pub struct DropEvent {
 
 const _: () = {
     assert!(size_of::<Listener>() == 40);
-    assert!(size_of::<Settings>() == 80 + 16 * MAX_INTERFACES + 40 * MAX_LISTENERS + 32 * MAX_EGRESS);
+    assert!(size_of::<Settings>() == 88 + 16 * MAX_INTERFACES + 40 * MAX_LISTENERS + 32 * MAX_EGRESS);
     assert!(size_of::<Control>() == 24);
     assert!(size_of::<SlotEntry>() == 256);
     assert!(offset_of!(SlotEntry, state.tat_ns) == 64 && offset_of!(SlotEntry, state.window) == 128);

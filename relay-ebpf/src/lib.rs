@@ -27,7 +27,7 @@ use path_errors::Sender;
 use platform::Platform;
 use translate::Packet;
 use verdict::{Decision, Direction, Reason, Verdict};
-use wire::{Frame, ethernet, ip::Ip, ipv4::Ipv4, ipv6::Ipv6};
+use wire::{Frame, ip::Ip, ipv4::Ipv4, ipv6::Ipv6};
 
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -98,18 +98,18 @@ pub fn pass_on<F: Frame, P: Platform>(frame: &mut F, platform: &P, sender: Sende
 /// Decides about a frame and, if it is to be transmitted, rewrites it: all of [`process`] that is not rare.
 #[inline(always)]
 pub fn decide<F: Frame, P: Platform>(frame: &mut F, platform: &P) -> Decision {
-    match ethernet::ethertype(frame) {
-        Some(Ipv4::ETHERTYPE) => process_ip::<F, P, Ipv4>(frame, platform),
-        Some(Ipv6::ETHERTYPE) => process_ip::<F, P, Ipv6>(frame, platform),
+    match platform.packet_in(frame) {
+        Some((Ipv4::ETHERTYPE, at)) => process_ip::<F, P, Ipv4>(frame, platform, at),
+        Some((Ipv6::ETHERTYPE, at)) => process_ip::<F, P, Ipv6>(frame, platform, at),
         _ => UNRELATED,
     }
 }
 
 #[inline(always)]
-fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P) -> Decision {
+fn process_ip<F: Frame, P: Platform, I: Ip>(frame: &mut F, platform: &P, at: usize) -> Decision {
     // Before anything else is known of it, which would have to be kept meanwhile.
-    frame.measure(I::claimed_end(frame, ethernet::HEADER_BYTES));
-    let Some(packet) = Packet::<I>::parse(frame, ethernet::HEADER_BYTES) else {
+    frame.measure(I::claimed_end(frame, at));
+    let Some(packet) = Packet::<I>::parse(frame, at) else {
         return UNRELATED;
     };
     let settings = platform.settings();

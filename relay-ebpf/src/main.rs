@@ -70,6 +70,8 @@ static SETTINGS: Settings = Settings {
     option_carrier: 0,
     destination_interval_ns: 0,
     destination_burst: 0,
+    vlan: 0,
+    reserved: 0,
     interfaces: [relay_ebpf::layout::Interface {
         mac: relay_ebpf::wire::Mac::new([0; 6]),
         index: 0,
@@ -90,6 +92,8 @@ static SETTINGS: Settings = Settings {
 static USERS: Array<SlotEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
 #[map(name = "salt_map")]
 static SALTS: Array<SaltEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
+#[map(name = "client_tags")]
+static CLIENT_TAGS: Array<AtomicU64> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
 #[map(name = "dest_map")]
 static DESTINATIONS: Array<DestinationEntry> = Array::with_max_entries(BY_CONFIGURATION, BPF_F_MMAPABLE);
 #[map(name = "down_limit_map")]
@@ -484,6 +488,11 @@ impl<const PLAIN: bool> Platform for Kernel<PLAIN> {
     #[inline(always)]
     fn salts(&self, index: u32) -> Option<&SaltEntry> {
         SALTS.get(index)
+    }
+
+    #[inline(always)]
+    fn client_tags(&self, slot: u32) -> Option<&AtomicU64> {
+        CLIENT_TAGS.get(slot)
     }
 
     #[inline(always)]

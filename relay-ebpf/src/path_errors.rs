@@ -22,6 +22,7 @@ use crate::{
         ipv4::Ipv4,
         ipv6::Ipv6,
         udp,
+        vlan::Tags,
     },
 };
 
@@ -113,16 +114,17 @@ fn emit<F: Frame, P: Platform>(frame: &mut F, platform: &P, said: Said, client: 
         Ipv6::ETHERTYPE
     };
     let interface = platform.interface(client.interface);
-    ethernet::emit(frame, client.mac, interface.mac, ethertype)?;
+    ethernet::emit(frame, client.mac, interface.mac, Tags::NONE, ethertype)?;
     Some(client.interface)
 }
 
-/// The sender's client; `None` if the slot has passed to another user meanwhile.
+/// The sender's client; `None` if the slot has passed to another user meanwhile, or the client has VLAN tags: where there
+/// are any, errors are left to the host.
 #[inline(always)]
 fn client<P: Platform>(platform: &P, sender: Sender) -> Option<Client> {
     let SlotEntry { user, state } = platform.slot(sender.slot)?;
-    let client = Client::load(platform, state)?;
-    user.has_handle(platform, sender.salt).then_some(client)
+    let client = Client::load(platform, state, platform.tags_of_client(sender.slot))?;
+    (user.has_handle(platform, sender.salt) && client.tags.is_none()).then_some(client)
 }
 
 /// Where the ICMP header is: IP headers with options or extension headers are not read.

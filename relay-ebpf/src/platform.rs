@@ -8,7 +8,10 @@ use crate::{
         DestinationEntry, DestinationLimitEntry, DownLimitEntry, Interface, MAX_INTERFACES, SaltEntry, Settings,
         SlotEntry, option_carrier,
     },
-    wire::{Address, Frame},
+    wire::{
+        Address, Be16, Frame, ethernet,
+        vlan::{self, Tags},
+    },
 };
 
 /// How often a compare-and-swap is tried again before a packet is given up: each try fails only when another CPU
@@ -46,9 +49,9 @@ pub trait Memory {
 
 /// The machine: the kernel for the XDP program, vectors for the host.
 pub trait Platform: Memory {
-    /// Whether there is one interface, no token travels in an IPv4 option, and destinations have no limit: known when the
-    /// program is compiled, so that what most relays have no use for is not in the way of their packets. Only with
-    /// settings that are [plain](Settings::is_plain).
+    /// Whether there is one interface, no token travels in an IPv4 option, destinations have no limit, and frames no VLAN
+    /// tags: known when the program is compiled, so that what most relays have no use for is not in the way of their
+    /// packets. Only with settings that are [plain](Settings::is_plain).
     const PLAIN: bool = false;
 
     /// The load-time settings.
@@ -62,6 +65,9 @@ pub trait Platform: Memory {
 
     /// Salts of slots, `None` past the end of the map.
     fn salts(&self, index: u32) -> Option<&SaltEntry>;
+    /// Where the VLAN tags of a slot's client are, if it has any; `None` past the end of the map. Ask by
+    /// [`Self::tags_of_client`].
+    fn client_tags(&self, slot: u32) -> Option<&AtomicU64>;
 
     /// A destination, `None` past the end of the map.
     fn destination(&self, index: u32) -> Option<&DestinationEntry>;
@@ -130,5 +136,37 @@ pub trait Platform: Memory {
     #[inline(always)]
     fn has_option_carrier(&self) -> bool {
         !Self::PLAIN && self.settings().option_carrier != option_carrier::OFF
+    }
+
+    /// Whether frames may have VLAN tags.
+    #[inline(always)]
+    fn has_tags(&self) -> bool {
+        !Self::PLAIN && self.settings().vlan != 0
+    }
+
+    /// The EtherType of the packet in a frame, and where the packet starts; `None` if that cannot be told.
+    #[inline(always)]
+    fn packet_in<F: Frame>(&self, frame: &F) -> Option<(Be16, usize)> {
+        if self.has_tags() {
+            vlan::packet(frame)
+        } else {
+            Some((ethernet::ethertype(frame)?, ethernet::HEADER_BYTES))
+        }
+    }
+
+    /// The VLAN tags of a frame whose packet starts at `packet`.
+    #[inline(always)]
+    fn tags_of<F: Frame>(&self, frame: &F, packet: usize) -> Tags {
+        if self.has_tags() {
+            vlan::read(frame, packet)
+        } else {
+            Tags::NONE
+        }
+    }
+
+    /// Where the VLAN tags of a slot's client are, if it has any; `None` where no frames have tags.
+    #[inline(always)]
+    fn tags_of_client(&self, slot: u32) -> Option<&AtomicU64> {
+        if self.has_tags() { self.client_tags(slot) } else { None }
     }
 }

@@ -11,6 +11,7 @@ use crate::{
         ipv4::Ipv4,
         ipv6::Ipv6,
         udp::{self, Udp},
+        vlan::Tags,
     },
 };
 
@@ -66,6 +67,8 @@ pub struct Envelope {
     pub next_hop: Mac,
     /// The relay's own MAC address.
     pub mac: Mac,
+    /// VLAN tags.
+    pub tags: Tags,
     /// Bytes to remove from the front of the UDP payload, and what that does to the checksum.
     pub strip: usize,
     /// What removing these bytes does to the UDP checksum.
@@ -112,7 +115,8 @@ impl Envelope {
             udp = self.summed::<F, I, O>(frame, packet, udp)?;
         }
         let ip = O::translated(&packet.ip, &self.ip, &udp);
-        let headers = ethernet::HEADER_BYTES + O::HEADER_BYTES + udp::HEADER_BYTES;
+        let ip_offset = ethernet::HEADER_BYTES + self.tags.bytes();
+        let headers = ip_offset + O::HEADER_BYTES + udp::HEADER_BYTES;
         let surplus = (packet.payload_offset() + self.strip) as isize - headers as isize;
         if surplus != 0 {
             let refusal = if surplus < 0 {
@@ -122,24 +126,24 @@ impl Envelope {
             };
             frame.move_start(surplus).ok_or(refusal)?;
         }
-        self.emit(frame, &ip, &udp).ok_or(Reason::Truncated)
+        self.emit(frame, ip_offset, &ip, &udp).ok_or(Reason::Truncated)
     }
 
-    /// Puts `packet` into this envelope and leaves its length and its options as they came. `None` if part of it may not
+    /// Puts `packet` into this envelope and leaves its length, its options and its tags as they came. `None` if part of it may not
     /// have been rewritten.
     #[inline(always)]
     pub fn readdress<F: Frame, I: Ip>(&self, frame: &mut F, packet: &Packet<I>) -> Option<()> {
         let udp = self.udp::<I, I>(packet);
         udp.emit(frame, packet.ip_offset + packet.ip.transport_offset())?;
         packet.ip.readdress(frame, packet.ip_offset, &self.ip)?;
-        ethernet::emit(frame, self.next_hop, self.mac, I::ETHERTYPE)
+        ethernet::readdress(frame, self.next_hop, self.mac)
     }
 
     #[inline(always)]
-    fn emit<F: Frame, O: Ip>(&self, frame: &mut F, ip: &O, udp: &Udp) -> Option<()> {
-        udp.emit(frame, ethernet::HEADER_BYTES + O::HEADER_BYTES)?;
-        ip.emit(frame, ethernet::HEADER_BYTES, &self.ip)?;
-        ethernet::emit(frame, self.next_hop, self.mac, O::ETHERTYPE)
+    fn emit<F: Frame, O: Ip>(&self, frame: &mut F, ip_offset: usize, ip: &O, udp: &Udp) -> Option<()> {
+        udp.emit(frame, ip_offset + O::HEADER_BYTES)?;
+        ip.emit(frame, ip_offset, &self.ip)?;
+        ethernet::emit(frame, self.next_hop, self.mac, self.tags, O::ETHERTYPE)
     }
 
     #[inline(always)]

@@ -13,6 +13,7 @@ use crate::{
         ethernet,
         ip::{Ip, Rewrite, Search},
         udp,
+        vlan::Tags,
     },
 };
 
@@ -89,9 +90,11 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         mac,
         listener: listener_index,
         interface,
+        tags: platform.tags_of(frame, packet.ip_offset),
     };
+    let tags = platform.tags_of_client(slot);
     let generation = platform.block_generation();
-    let moved = !client.is_current(platform, state, generation);
+    let moved = !client.is_current(platform, state, tags, generation);
     if moved && generation != 0 && platform.is_blocked(client.address) {
         return Err(Reason::BlockedSource);
     }
@@ -99,10 +102,10 @@ fn relay<F: Frame, P: Platform, I: Ip>(
         return Err(Reason::RateLimited);
     }
     if moved && admitted.newest {
-        client.store(platform, state, token.pn(), generation);
+        client.store(platform, state, tags, token.pn(), generation);
     }
     if payload == 0 {
-        let reason = reflect(frame, packet, mac, platform.interface(interface).mac, carrier)?;
+        let reason = reflect(frame, packet, &client, platform.interface(interface).mac, carrier)?;
         return Ok(Decision::sent(reason, interface));
     }
     let (envelope, next_hop) = address(platform, packet, &user, payload, carrier, travelled)?;
@@ -204,10 +207,10 @@ fn address<P: Platform, I: Ip>(
     let destination = platform.destination(user.destination).ok_or(unresolved)?;
     let (address, port) = destination.endpoint(platform);
     let source = egress(settings, user, address).ok_or(unresolved)?;
-    let next_hop = if platform.has_several_interfaces() {
+    let next_hop = if platform.has_several_interfaces() || platform.has_tags() {
         destination.next_hop(platform)
     } else {
-        destination.next_hop_of_one_interface(platform)
+        destination.plain_next_hop(platform)
     };
     let next_hop = next_hop.ok_or(unresolved)?;
     if packet.ip.hop_limit() <= 1 {
@@ -224,6 +227,7 @@ fn address<P: Platform, I: Ip>(
         destination_port: port,
         next_hop: next_hop.mac,
         mac: platform.interface(next_hop.interface).mac,
+        tags: if platform.has_tags() { next_hop.tags } else { Tags::NONE },
         strip: carrier.taken() as usize,
         stripped: carrier.change(travelled),
     };
@@ -261,7 +265,7 @@ fn spend_of_destination<P: Platform>(platform: &P, index: u32, now_ns: u64) -> b
 fn reflect<F: Frame, I: Ip>(
     frame: &mut F,
     packet: &Packet<I>,
-    sender: Mac,
+    sender: &Client,
     mac: Mac,
     carrier: Carrier,
 ) -> Result<Reason, Reason> {
@@ -274,8 +278,9 @@ fn reflect<F: Frame, I: Ip>(
         },
         source_port: packet.udp.destination,
         destination_port: packet.udp.source,
-        next_hop: sender,
+        next_hop: sender.mac,
         mac,
+        tags: sender.tags,
         strip: 0,
         stripped: Change::default(),
     };

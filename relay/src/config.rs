@@ -6,6 +6,7 @@
 
 mod interfaces;
 mod limits;
+mod next_hop;
 mod read;
 mod userspace;
 
@@ -18,6 +19,7 @@ use std::{
 
 use relay_ebpf::layout::{MAX_EGRESS, MAX_LISTENERS};
 
+pub use self::next_hop::GivenNextHop;
 use self::read::{Raw, Reader};
 pub use self::{
     interfaces::ANY_INTERFACE,
@@ -29,7 +31,7 @@ use crate::datapath::RateLimit;
 pub const DEFAULT_FILE: &str = "/etc/lumenlink/relay.toml";
 
 /// Every key, `section.name`, and what it says.
-pub const KEYS: [(&str, &str); 23] = [
+pub const KEYS: [(&str, &str); 25] = [
     (
         "interface",
         "Where packets arrive and leave, NAME,… [default: eth0; in userspace mode any]",
@@ -66,6 +68,11 @@ pub const KEYS: [(&str, &str); 23] = [
     ),
     ("header_protection", "Whether tokens are masked [default: true]"),
     ("carrier", "How tokens travel: udp, ip-option, or both [default: udp]"),
+    ("vlan", "Whether frames may have VLAN tags [default: false]"),
+    (
+        "next_hop",
+        "Next hops that the kernel's routes do not tell: tables, in the file alone",
+    ),
     (
         "latency_sample",
         "One packet in so many is timed, a power of two or 0 [default: 1024]",
@@ -330,6 +337,10 @@ pub struct Config {
     pub xdp_persist: bool,
     /// Where maps and links are pinned with `xdp_persist`; on a bpffs.
     pub xdp_pin_dir: PathBuf,
+    /// Whether frames may have VLAN tags.
+    pub vlan: bool,
+    /// Next hops that go before the kernel's routes.
+    pub next_hops: Vec<GivenNextHop>,
     /// One packet in this many is timed (a power of two), 0 for none.
     pub latency_sample: u32,
     /// One drop in this many of each reason is reported (a power of two), 0 for none.
@@ -400,6 +411,10 @@ impl Config {
             xdp_mode,
             xdp_persist: reader.take("xdp.persist", Raw::boolean).unwrap_or(false),
             xdp_pin_dir: pin_dir(reader, &interfaces),
+            vlan: reader.take("vlan", Raw::boolean).unwrap_or(false),
+            next_hops: reader
+                .take_list("next_hop", |raw| GivenNextHop::read(raw, &interfaces))
+                .unwrap_or_default(),
             latency_sample: reader.take("latency_sample", sample).unwrap_or(1024),
             drop_sample: reader.take("drop_sample", sample).unwrap_or(64),
             interfaces,
@@ -419,6 +434,7 @@ impl Config {
         if config.xdp_mode == XdpMode::Userspace {
             userspace::check(&config, reader);
         }
+        config.check_next_hops(reader);
         config.check_addresses(reader);
         config.check_capacity(reader, max_users);
         Ok(config)
@@ -510,6 +526,19 @@ impl Config {
             }
             Some(max_users) => self.max_users = max_users,
             None => self.max_users = DEFAULT_MAX_USERS.min(self.least_room()).min(sockets),
+        }
+    }
+
+    fn check_next_hops(&self, reader: &mut Reader<'_>) {
+        for (i, hop) in self.next_hops.iter().enumerate() {
+            let to = hop.to;
+            if self.next_hops[..i].iter().any(|other| other.to == to) {
+                reader.fault("next_hop", format!("a next hop to {to} is there twice"));
+            }
+            if !hop.tags.is_none() && !self.vlan {
+                let message = format!("the next hop to {to} has VLAN tags: write `vlan = true` too");
+                reader.fault("next_hop", message);
+            }
         }
     }
 

@@ -44,8 +44,8 @@ fn the_program_loads_whatever_is_on_and_off() {
     if !can_run("loading the program") {
         return;
     }
-    for bits in 0..32_u8 {
-        let [several, protected, sampling, dual, limited] = [1, 2, 4, 8, 16].map(|bit| bits & bit != 0);
+    for bits in 0..64_u8 {
+        let [several, protected, sampling, dual, limited, vlan] = [1, 2, 4, 8, 16, 32].map(|bit| bits & bit != 0);
         // With the most of everything else is enough.
         if limited && !dual {
             continue;
@@ -67,6 +67,7 @@ fn the_program_loads_whatever_is_on_and_off() {
                 option_carrier: carrier,
                 destination_interval_ns: if limited { 1_000 } else { 0 },
                 destination_burst: 8,
+                vlan: u32::from(vlan),
                 ..Settings::default().with_icmp_limit(if sampling { 1_000 } else { 0 })
             };
             for listener in &mut settings.listeners {
@@ -75,7 +76,7 @@ fn the_program_loads_whatever_is_on_and_off() {
             }
             let options = LoadOptions { settings, pins: None };
             if let Err(error) = Loaded::new(&options) {
-                panic!("{several} {protected} {sampling} {dual} {limited} {carrier}: {error}");
+                panic!("{several} {protected} {sampling} {dual} {limited} {carrier} {vlan}: {error}");
             }
         }
     }

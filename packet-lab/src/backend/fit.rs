@@ -106,6 +106,7 @@ impl Fit {
                 self.world.takes(Carrier::IpOption),
                 "tokens in IP options do not come through sockets",
             ),
+            (self.world.vlan, "a socket does not tell of VLAN tags"),
             (
                 input.to_mac != self.world.mac,
                 "a frame for another MAC address is not the host's",

@@ -1,6 +1,9 @@
 //! The relay's decisions in this process, without a kernel.
 
-use std::{net::SocketAddr, sync::atomic::Ordering};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use ipnet::IpNet;
 use lumenlink_relay::datapath::blocklist;
@@ -73,6 +76,10 @@ impl Tables for HostBackend {
 
     fn destination_limits(&self) -> &[DestinationLimitEntry] {
         &self.host.destination_limits
+    }
+
+    fn client_tags(&self) -> &[AtomicU64] {
+        &self.host.client_tags
     }
 
     fn control(&self) -> &Control {

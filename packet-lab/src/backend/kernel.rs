@@ -2,7 +2,12 @@
 //! attached to any interface, unless there are several: these must be there for the program to tell them apart, in a
 //! network namespace of the backend's own.
 
-use std::{fs, net::SocketAddr, ops::RangeInclusive, sync::atomic::Ordering};
+use std::{
+    fs,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use aya::{
     TestRunOptions,
@@ -232,6 +237,10 @@ impl Tables for KernelBackend {
 
     fn destination_limits(&self) -> &[DestinationLimitEntry] {
         self.loaded.maps.destination_limits()
+    }
+
+    fn client_tags(&self) -> &[AtomicU64] {
+        self.loaded.maps.client_tags()
     }
 
     fn control(&self) -> &Control {

@@ -23,7 +23,7 @@ use crate::{
     object::ObjectError,
     observe::Verdict,
     veth::VethError,
-    world::{NextHop, User},
+    world::{NextHop, Tags, User},
 };
 
 /// Why a backend could not do what it was asked.
@@ -116,6 +116,8 @@ pub struct Client {
     pub listener: SocketAddr,
     /// The number of the interface that its packets come in by.
     pub interface: u8,
+    /// The VLAN tags of its frames.
+    pub tags: Tags,
     /// The generation of the blocklist that its address was checked against, 0 for none.
     pub block_generation: u16,
 }
@@ -128,10 +130,13 @@ impl fmt::Display for Client {
             "{address} via {mac} to {listener}, checked against blocklist {}",
             self.block_generation
         )?;
-        match self.interface {
-            0 => Ok(()),
-            number => write!(f, ", by interface {number}"),
+        if self.interface != 0 {
+            write!(f, ", by interface {}", self.interface)?;
         }
+        if self.tags != Tags::NONE {
+            write!(f, ", tags {}", self.tags)?;
+        }
+        Ok(())
     }
 }
 

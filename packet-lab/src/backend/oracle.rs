@@ -112,6 +112,7 @@ impl Backend for OracleBackend {
                 mac: client.mac,
                 listener: client.listener,
                 interface: client.interface,
+                tags: client.tags,
                 block_generation: client.blocklist_generation,
             }),
             uplink: traffic(memory.uplink),

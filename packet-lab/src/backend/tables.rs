@@ -1,6 +1,10 @@
 //! What the backends share that keep users in the relay's own map entries, be they in the kernel or in this process.
 
-use std::{net::SocketAddr, ops::RangeInclusive, sync::atomic::Ordering};
+use std::{
+    net::SocketAddr,
+    ops::RangeInclusive,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use relay_ebpf::{
     admission,
@@ -10,16 +14,17 @@ use relay_ebpf::{
         Settings, SlotEntry, StateEntry, option_carrier,
     },
     token,
-    wire::{Address, Be16, Mac},
+    wire::{Address, Be16, Mac, vlan},
 };
 
 use super::{BackendError, Client, Traffic, UserState};
-use crate::world::{Carrier, Limit, NextHop, User, World};
+use crate::world::{Carrier, Limit, NextHop, Tags, User, World};
 
 /// The maps as slices of entries.
 pub(super) trait Tables {
     fn slots(&self) -> &[SlotEntry];
     fn salts(&self) -> &[SaltEntry];
+    fn client_tags(&self) -> &[AtomicU64];
     fn destinations(&self) -> &[DestinationEntry];
     fn down_limits(&self) -> &[DownLimitEntry];
     fn destination_limits(&self) -> &[DestinationLimitEntry];
@@ -53,6 +58,7 @@ pub(super) fn settings(world: &World, tick_ns: u64, indices: &[u32]) -> Result<S
         },
         destination_interval_ns,
         destination_burst,
+        vlan: u32::from(world.vlan),
         ..Settings::default().with_icmp_limit(world.icmp_per_second)
     };
     let interfaces = world.interfaces().into_iter().zip(indices);
@@ -187,6 +193,7 @@ fn next_hop(hop: NextHop) -> layout::NextHop {
         mac: Mac::new(hop.mac),
         mtu: hop.mtu,
         interface: hop.interface,
+        tags: tags(hop.tags),
     }
 }
 
@@ -212,18 +219,25 @@ pub(super) fn renew_block_generation(control: &Control, is_empty: bool, last: &m
     control.block_generation.store(generation, Ordering::Release);
 }
 
+fn tags(tags: Tags) -> vlan::Tags {
+    let tags: Vec<_> = tags.iter().map(|tag| (Be16::new(tag.kind), tag.control)).collect();
+    vlan::Tags::new(&tags)
+}
+
 /// What is kept of a user.
 pub(super) fn user_state<T: Tables>(tables: &T, world: &World, slot: u32) -> UserState {
     let state = &tables.slots()[slot as usize].state;
-    let read = |word: &std::sync::atomic::AtomicU64| word.load(Ordering::Acquire);
+    let read = |word: &AtomicU64| word.load(Ordering::Acquire);
     let newest = read(&state.newest);
-    let client = admission::Client::load(&HostMemory, state).map(|client| Client {
-        address: SocketAddr::new(client.address.into(), client.port.get()),
-        mac: client.mac.bytes(),
-        listener: world.listeners[usize::from(client.listener)],
-        interface: client.interface,
-        block_generation: (read(&state.client_guard) >> 48) as u16,
-    });
+    let client =
+        admission::Client::load(&HostMemory, state, tables.client_tags().get(slot as usize)).map(|client| Client {
+            address: SocketAddr::new(client.address.into(), client.port.get()),
+            mac: client.mac.bytes(),
+            listener: world.listeners[usize::from(client.listener)],
+            interface: client.interface,
+            tags: Tags::of(client.tags.iter().map(|(kind, control)| (kind.get(), control))),
+            block_generation: (read(&state.client_guard) >> 48) as u16,
+        });
     UserState {
         newest,
         accepted: accepted(state, newest),

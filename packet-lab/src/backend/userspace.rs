@@ -9,7 +9,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -166,6 +166,10 @@ pub fn missing_capabilities() -> Vec<&'static str> {
 }
 
 impl Tables for UserspaceBackend {
+    fn client_tags(&self) -> &[AtomicU64] {
+        &[]
+    }
+
     fn slots(&self) -> &[SlotEntry] {
         self.plane.slots()
     }

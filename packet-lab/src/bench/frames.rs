@@ -8,7 +8,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use super::{Options, Path};
 use crate::{
     craft::{Grant, TOKEN_BYTES, UdpFrame},
-    world::{Destination, NextHop, User, World, address},
+    world::{Destination, NextHop, Tags, User, World, address},
 };
 
 /// Ports of each egress address; there are as many addresses as the users need.
@@ -189,6 +189,7 @@ fn destination(index: u32, ipv6: bool) -> Destination {
             mac: [0x02, 0, 0, 0, high, low],
             mtu: 1_500,
             interface: 0,
+            tags: Tags::NONE,
         }),
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     capture::CaptureError,
     scenario::{
         BackendKind, Bytes, Destination, DirectionName, Expect, FILE_NAME, File, Key, Mac, NextHop, Out, Ports,
-        ReasonName, Relay, SCHEMA, Send, Step, Time, Unmatched, User, VerdictName, to_toml,
+        ReasonName, Relay, SCHEMA, Send, Step, Time, Unmatched, User, VerdictName, Vlan, to_toml,
     },
     world::{self, World},
 };
@@ -148,8 +148,18 @@ fn relay(world: &World) -> Relay {
         destination_burst: world.destination_limit.map(|limit| limit.burst),
         mac: Some(Mac(world.mac)),
         interfaces: None,
+        vlan: world.vlan.then_some(true),
         blocklist: Vec::new(),
     }
+}
+
+fn vlan(tags: world::Tags) -> Vec<Vlan> {
+    let vlan = |tag: world::Tag| Vlan {
+        id: tag.control & 0xfff,
+        priority: (tag.control >> 13) as u8,
+        kind: Some(tag.kind),
+    };
+    tags.iter().map(vlan).collect()
 }
 
 fn destination(known: &world::Destination) -> Destination {
@@ -157,6 +167,7 @@ fn destination(known: &world::Destination) -> Destination {
         to: known.to,
         mac: known.next_hop.map(|hop| Mac(hop.mac)),
         mtu: known.next_hop.map(|hop| hop.mtu),
+        vlan: known.next_hop.map_or_else(Vec::new, |hop| vlan(hop.tags)),
         interface: known.next_hop.map(|hop| hop.interface).filter(|number| *number != 0),
         resolved: known.next_hop.is_none().then_some(false),
     }
@@ -232,6 +243,7 @@ fn next_hop(to: SocketAddr, hop: Option<world::NextHop>) -> Step {
             lost: hop.is_none(),
             mac: hop.map(|hop| Mac(hop.mac)),
             mtu: hop.map(|hop| hop.mtu),
+            vlan: hop.map_or_else(Vec::new, |hop| vlan(hop.tags)),
             interface: hop.map(|hop| hop.interface).filter(|number| *number != 0),
         }),
         ..Step::default()

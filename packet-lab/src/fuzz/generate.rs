@@ -12,7 +12,7 @@ use super::{
 use crate::{
     craft::{self, Checksum, Grant, TOKEN_BYTES, UdpFrame, options_with_token, without_udp},
     simulate::dice::Dice,
-    world::{Carrier, Destination, Limit, NextHop, User, World, address},
+    world::{Carrier, Destination, Limit, NextHop, Tags, User, World, address},
 };
 
 const SLOTS: u32 = 16;
@@ -137,6 +137,7 @@ pub(super) fn world(dice: &mut Dice) -> World {
             ],
         ),
         drop_unmatched: one_in(dice, 2),
+        vlan: one_in(dice, 2),
         mtu: pick(dice, &[1_500, 1_500, 1_400, 600, 100]),
         icmp_per_second: pick(dice, &[1_000_000_000, 1_000_000, 1_000, 9, 0]),
         ..World::new()
@@ -170,7 +171,18 @@ fn next_hop(dice: &mut Dice) -> Option<NextHop> {
         mac: [0x02, 0, 0, 0, 0, pick(dice, &[0xd1, 0xd2])],
         mtu: pick(dice, &[1_500, 1_500, 1_400, 600, 100]),
         interface: 0,
+        tags: if one_in(dice, 2) { tags(dice) } else { Tags::NONE },
     })
+}
+
+/// One or two, mostly such as others have too.
+fn tags(dice: &mut Dice) -> Tags {
+    let count = dice.between(1, 2) as usize;
+    let mut tag = || {
+        let control = pick(dice, &[1, 1, 2, 0, 0xfff]) | pick(dice, &[0, 0, 0, 0xe000, 0x1000]);
+        (pick(dice, &[0x8100, 0x8100, 0x88a8]), control)
+    };
+    Tags::of([tag(), tag()].into_iter().take(count))
 }
 
 fn user(dice: &mut Dice, world: &World, now_ns: u64) -> User {
@@ -669,6 +681,9 @@ impl<'a> Author<'a> {
         if one_in(dice, 16) {
             let behind = dice.between(1, 30) as usize;
             bytes.extend(vec![dice.number() as u8; behind]);
+        }
+        if self.world.vlan && one_in(dice, 2) {
+            bytes.splice(12..12, tags(dice).bytes());
         }
         bytes
     }

@@ -54,8 +54,9 @@ fn resize_somewhere(dice: &mut Dice, frame: &mut Vec<u8>) {
 
 /// Puts a VLAN tag in front of the `EtherType`.
 fn tag(dice: &mut Dice, frame: &mut Vec<u8>) {
+    let kind = [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]][dice.below(3) as usize];
     let vlan = dice.number().to_be_bytes();
-    frame.splice(12..12, [0x81, 0x00, vlan[0], vlan[1]]);
+    frame.splice(12..12, [kind[0], kind[1], vlan[0], vlan[1]]);
 }
 
 /// Sets a field of a header to something that is likely to matter.

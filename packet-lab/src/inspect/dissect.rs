@@ -137,6 +137,8 @@ impl Dissection {
                 let layer = Layer::new("vlan").with("id", vlan.vlan_identifier().value());
                 let priority = vlan.priority_code_point().value();
                 let layer = layer.with_some("priority", (priority != 0).then_some(priority));
+                let is_eligible = vlan.drop_eligible_indicator();
+                let layer = layer.with_some("drop_eligible", is_eligible.then_some(true));
                 self.layers.push(layer.with_some("type", unusual(vlan.ether_type())));
                 rest = vlan.payload_slice();
             }

@@ -32,6 +32,7 @@ pub mod path_errors;
 pub mod rate;
 pub mod rewrite;
 pub mod token;
+pub mod vlan;
 pub mod window;
 
 use std::net::{IpAddr, SocketAddr};
@@ -48,7 +49,7 @@ use self::{
 };
 use crate::{
     Verdict,
-    world::{Carrier, Destination, Interface, NextHop, User, World},
+    world::{Carrier, Destination, Interface, NextHop, Tags, User, World},
 };
 
 /// Most bytes of payload that a UDP checksum is computed over.
@@ -88,6 +89,8 @@ pub struct Client {
     pub listener: SocketAddr,
     /// The number of the interface that it was last heard by.
     pub interface: u8,
+    /// The VLAN tags that its frame had.
+    pub tags: Tags,
     /// The blocklist that its address was checked against, by the number that [`Oracle::set_blocklist`] gave it.
     pub blocklist_generation: u16,
 }
@@ -173,7 +176,7 @@ impl Oracle {
     pub fn judge(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> Judgement {
         self.touched = None;
         let (direction, outcome) = self.direct(now_ns, interface, frame);
-        let counted_bytes = packet::counted_bytes(frame, self.world.in_first_buffer(frame)) as u64;
+        let counted_bytes = self.counted_bytes(frame) as u64;
         let (reason, egress, frame) = match outcome {
             Ok(sent) => (sent.reason, Some(sent.interface), sent.frame),
             Err(reason) => (reason, None, frame.to_vec()),
@@ -197,32 +200,58 @@ impl Oracle {
         }
     }
 
+    /// As many as the relay knows the frame to have.
+    fn counted_bytes(&self, frame: &[u8]) -> usize {
+        let (tags, untagged) = match self.world.vlan {
+            true => vlan::split(frame),
+            false => (Tags::NONE, frame.to_vec()),
+        };
+        let tagged = tags.bytes().len();
+        let first_buffer = self.world.in_first_buffer(frame);
+        match first_buffer.checked_sub(tagged) {
+            Some(untagged_bytes) => packet::counted_bytes(&untagged, untagged_bytes) + tagged,
+            None => first_buffer,
+        }
+    }
+
     /// Is it for a listener, an egress address and port, or neither?
     fn direct(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> (Direction, Result<Sent, Reason>) {
-        let Some(packet) = Packet::read(frame) else {
-            return match self.path_error(now_ns, frame) {
-                Some(sent) => (Direction::Downlink, Ok(sent)),
-                None => (Direction::Uplink, Err(Reason::Unrelated)),
-            };
+        // Where frames have no tags, a tag's kind is an EtherType like others that are nobody's.
+        let (tags, untagged) = match self.world.vlan {
+            true => vlan::split(frame),
+            false => (Tags::NONE, frame.to_vec()),
         };
-        let first_buffer = self.world.in_first_buffer(frame);
-        if packet.payload_at() > first_buffer {
-            return (Direction::Uplink, Err(Reason::Unrelated));
+        let unrelated = (Direction::Uplink, Err(Reason::Unrelated));
+        let Some(packet) = Packet::read(&untagged) else {
+            let error = if tags == Tags::NONE {
+                self.path_error(now_ns, frame)
+            } else {
+                None
+            };
+            return error.map_or(unrelated, |sent| (Direction::Downlink, Ok(sent)));
+        };
+        let ingress = Ingress {
+            interface,
+            tags,
+            first_buffer: self.world.in_first_buffer(frame).saturating_sub(tags.bytes().len()),
+        };
+        if packet.payload_at() > ingress.first_buffer {
+            return unrelated;
         }
         if self.world.listeners.contains(&packet.destination()) {
-            return (Direction::Uplink, self.uplink(now_ns, interface, &packet));
+            return (Direction::Uplink, self.uplink(now_ns, ingress, &packet));
         }
         if let Some(slot) = self.slot_of_egress(packet.destination()) {
-            return (Direction::Downlink, self.downlink(now_ns, interface, &packet, slot));
+            return (Direction::Downlink, self.downlink(now_ns, ingress, &packet, slot));
         }
-        (Direction::Uplink, Err(Reason::Unrelated))
+        unrelated
     }
 
     /// "What the relay does: uplink". The numbers are the document's.
     ///
     /// # Errors
     /// The reason why it is not sent.
-    fn uplink(&mut self, now_ns: u64, interface: u8, packet: &Packet) -> Result<Sent, Reason> {
+    fn uplink(&mut self, now_ns: u64, ingress: Ingress, packet: &Packet) -> Result<Sent, Reason> {
         let listener = packet.destination();
 
         // 2. Is it whole?
@@ -230,7 +259,9 @@ impl Oracle {
             return Err(Reason::Fragment);
         }
         let datagram = packet.payload().ok_or(Reason::Truncated)?;
-        let (carrier, sealed, payload) = self.token_of(packet, datagram).ok_or(Reason::Truncated)?;
+        let (carrier, sealed, payload) = self
+            .token_of(packet, ingress.first_buffer, datagram)
+            .ok_or(Reason::Truncated)?;
 
         // 3. Does the handle exist?
         let token = token::read(sealed, self.world.header_key.as_ref());
@@ -272,7 +303,8 @@ impl Oracle {
                 address: source,
                 mac: packet.source_mac(),
                 listener,
-                interface,
+                interface: ingress.interface,
+                tags: ingress.tags,
                 blocklist_generation: self.blocklist_generation,
             };
             let nobody = client.mac == [0; 6] && client.address.port() == 0;
@@ -283,8 +315,11 @@ impl Oracle {
         if payload.is_empty() {
             return Ok(Sent {
                 reason: Reason::Ping,
-                interface,
-                frame: self.reflected(interface, packet, datagram, carrier),
+                interface: ingress.interface,
+                frame: vlan::join(
+                    ingress.tags,
+                    self.reflected(ingress.interface, packet, datagram, carrier),
+                ),
             });
         }
 
@@ -302,7 +337,7 @@ impl Oracle {
         if sent_bytes(user.to.ip(), payload) > usize::from(next_hop.mtu) {
             return self.too_big(
                 now_ns,
-                interface,
+                ingress,
                 packet,
                 user.to,
                 next_hop.mtu,
@@ -333,7 +368,7 @@ impl Oracle {
         Ok(Sent {
             reason: Reason::Relayed,
             interface: next_hop.interface,
-            frame: rewrite::rewrite(packet, &outside, payload),
+            frame: vlan::join(self.known(next_hop.tags), rewrite::rewrite(packet, &outside, payload)),
         })
     }
 
@@ -356,6 +391,7 @@ impl Oracle {
     fn token_of<'a>(
         &self,
         packet: &Packet<'a>,
+        first_buffer: usize,
         datagram: &'a [u8],
     ) -> Option<(Carrier, &'a [u8; token::TOKEN_BYTES], &'a [u8])> {
         let is_v4 = packet.source().is_ipv4();
@@ -367,7 +403,7 @@ impl Oracle {
             }
         }
         let (token, payload) = datagram.split_first_chunk()?;
-        let is_in_first_buffer = packet.payload_at() + token::TOKEN_BYTES <= self.world.in_first_buffer(packet.frame());
+        let is_in_first_buffer = packet.payload_at() + token::TOKEN_BYTES <= first_buffer;
         is_in_first_buffer.then_some((Carrier::Udp, token, payload))
     }
 
@@ -375,7 +411,7 @@ impl Oracle {
     ///
     /// # Errors
     /// The reason why it is not sent.
-    fn downlink(&mut self, now_ns: u64, ingress: u8, packet: &Packet, slot: u32) -> Result<Sent, Reason> {
+    fn downlink(&mut self, now_ns: u64, ingress: Ingress, packet: &Packet, slot: u32) -> Result<Sent, Reason> {
         let unsolicited = Reason::Unsolicited;
 
         // A user has the slot, and the packet comes from exactly the user's destination address and port.
@@ -423,8 +459,13 @@ impl Oracle {
         Ok(Sent {
             reason: Reason::Relayed,
             interface: client.interface,
-            frame: rewrite::rewrite(packet, &outside, payload),
+            frame: vlan::join(client.tags, rewrite::rewrite(packet, &outside, payload)),
         })
+    }
+
+    /// The tags that a next hop has, where frames have any.
+    fn known(&self, tags: Tags) -> Tags {
+        if self.world.vlan { tags } else { Tags::NONE }
     }
 
     fn interface(&self, number: u8) -> Interface {
@@ -439,7 +480,7 @@ impl Oracle {
     fn too_big(
         &mut self,
         now_ns: u64,
-        ingress: u8,
+        ingress: Ingress,
         packet: &Packet,
         to: SocketAddr,
         mtu: u16,
@@ -448,8 +489,8 @@ impl Oracle {
         // What a header of the sender's family takes, and one of the receiver's.
         let (outside, inside) = (sent_bytes(packet.source().ip(), &[]), sent_bytes(to.ip(), &[]));
         let mtu = (usize::from(mtu) + taken_off + outside).saturating_sub(inside);
-        let message = errors::too_big(packet, self.interface(ingress).mac, mtu).ok_or(Reason::TooBig)?;
-        if message.len() > self.world.in_first_buffer(packet.frame()) {
+        let message = errors::too_big(packet, self.interface(ingress.interface).mac, mtu).ok_or(Reason::TooBig)?;
+        if message.len() > ingress.first_buffer {
             return Err(Reason::TooBig);
         }
         if !self.may_send(now_ns) {
@@ -457,8 +498,8 @@ impl Oracle {
         }
         Ok(Sent {
             reason: Reason::TooBig,
-            interface: ingress,
-            frame: message,
+            interface: ingress.interface,
+            frame: vlan::join(ingress.tags, message),
         })
     }
 
@@ -470,7 +511,8 @@ impl Oracle {
         if error.quoted_destination() != user.to {
             return None;
         }
-        let client = self.memories[slot].client?;
+        // Where there are tags, errors are the host's.
+        let client = self.memories[slot].client.filter(|client| client.tags == Tags::NONE)?;
         let is_unknown = client.address.is_ipv4() && self.world.takes(Carrier::IpOption);
         let receiver = Receiver {
             from_mac: self.interface(client.interface).mac,
@@ -565,6 +607,15 @@ impl Oracle {
     pub fn memory(&self, slot: u32) -> &Memory {
         &self.memories[slot as usize]
     }
+}
+
+/// How a packet came.
+#[derive(Clone, Copy, Debug)]
+struct Ingress {
+    interface: u8,
+    tags: Tags,
+    /// Bytes of its first buffer, without the tags.
+    first_buffer: usize,
 }
 
 /// Whether it needs a checksum, of too many bytes.

@@ -12,7 +12,7 @@ use lumenlink_relay::{config::Config, grant};
 use super::{START_NS, Survey, select::addresses_of};
 use crate::{
     craft::Grant,
-    world::{Destination, Limit, NextHop, User, World, address},
+    world::{Destination, Limit, NextHop, Tags, User, World, address},
 };
 
 /// The port that listeners have by default.
@@ -22,6 +22,7 @@ pub const NEXT_HOP: NextHop = NextHop {
     mac: [0x02, 0, 0, 0, 0, 0xd1],
     mtu: 1500,
     interface: 0,
+    tags: Tags::NONE,
 };
 /// The header key of a relay whose own is not known.
 pub const HEADER_KEY: [u8; 16] = [

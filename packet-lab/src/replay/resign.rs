@@ -303,7 +303,7 @@ mod tests {
     use super::*;
     use crate::{
         craft::{Checksum, UdpFrame, options_with_token},
-        world::{Destination, NextHop, User, address},
+        world::{Destination, NextHop, Tags, User, address},
     };
 
     const FROM: [&str; 3] = ["203.0.113.9:40000", "203.0.113.10:40000", "[2001:db8:c::9]:40000"];
@@ -332,6 +332,7 @@ mod tests {
                 mac: [2; 6],
                 mtu: 1500,
                 interface: 0,
+                tags: Tags::NONE,
             }),
         };
         world.destinations = vec![destination("198.51.100.7:5000"), destination("[2001:db8:d::7]:5000")];

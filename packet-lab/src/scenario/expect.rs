@@ -9,6 +9,7 @@ use super::{
     file::{Expect, Out, SumName},
     names::ReasonName,
     outcome::Difference,
+    relay,
     run::Seen,
     value::Mac,
 };
@@ -16,6 +17,7 @@ use crate::{
     Observation, Verdict,
     backend::UserState,
     inspect::{self, Dissection, Sum, UdpFrameView, mac},
+    oracle::vlan,
 };
 
 /// Everything that is not as expected; `subject` is the user that the step is about, afterwards.
@@ -119,9 +121,12 @@ impl Unmet {
     }
 
     fn out(&mut self, of: &str, out: &Out, frame: &[u8]) {
-        let view = UdpFrameView::read(frame);
+        let (tags, untagged) = vlan::split(frame);
+        let view = UdpFrameView::read(&untagged);
         let field = |name: &str| format!("{of}out.{name}");
         self.compare(field("bytes"), out.bytes, Some(frame.len()));
+        let expected_tags = out.vlan.as_ref().map(|vlan| relay::tags(vlan));
+        self.compare(field("vlan"), expected_tags, Some(tags));
         let hex = |bytes: &[u8]| hex::encode(bytes);
         let whole = out.frame.as_ref().map(|frame| hex(&frame.to_vec()));
         self.compare(field("frame"), whole, Some(hex(frame)));
@@ -135,6 +140,7 @@ impl Unmet {
                         bytes: out.bytes,
                         frame: out.frame.clone(),
                         interface: out.interface,
+                        vlan: out.vlan.clone(),
                         ..Out::default()
                     }) =>
             {

@@ -146,6 +146,9 @@ pub struct Relay {
     /// Its interfaces, where it has several; numbered from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interfaces: Option<Vec<Interface>>,
+    /// Whether VLAN tags are read and kept; they are not by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<bool>,
     /// Source prefixes whose packets are dropped.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<String>")]
@@ -199,6 +202,9 @@ pub struct Destination {
     /// Number of the interface that leads to it; 0 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<u8>,
+    /// VLAN tags of frames to it, the outer one first, at most two; none by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vlan: Vec<Vlan>,
     /// Whether the next hop is known; it is by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolved: Option<bool>,
@@ -514,6 +520,9 @@ pub struct NextHop {
     /// Number of the interface that leads to it; 0 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<u8>,
+    /// VLAN tags of frames to it, the outer one first, at most two; none by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vlan: Vec<Vlan>,
 }
 
 /// What must become of what a step sends. What is not given may be anything; the snapshot has it all the same.
@@ -560,6 +569,9 @@ pub struct Out {
     /// Number of the interface that it leaves by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<u8>,
+    /// Its VLAN tags, the outer one first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<Vec<Vlan>>,
     /// Address and port of the sender.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<SocketAddr>,

@@ -8,7 +8,7 @@ use std::{
 
 use relay_ebpf::layout::{MAX_EGRESS, MAX_INTERFACES, MAX_LISTENERS};
 
-use super::file::{Destination, File, Interface, NextHop, Relay, Renew, Unmatched, User};
+use super::file::{Destination, File, Interface, NextHop, Relay, Renew, Unmatched, User, Vlan};
 use super::load::Scenario;
 use crate::world::{self, Limit, World};
 
@@ -73,6 +73,7 @@ impl Setting {
             first_buffer: relay.first_buffer,
             icmp_per_second: relay.icmp_per_second.unwrap_or(base.icmp_per_second),
             destination_limit: limit(relay.destination_packets_per_second, relay.destination_burst, None),
+            vlan: relay.vlan.unwrap_or(false),
             ..World::new()
         };
         Self { world, max_users }
@@ -264,6 +265,7 @@ fn destinations(file: &File) -> Vec<world::Destination> {
                 mac: NEXT_HOP_MAC,
                 mtu: MTU,
                 interface: 0,
+                tags: world::Tags::NONE,
             });
             all.push(world::Destination { to, next_hop });
         }
@@ -271,11 +273,17 @@ fn destinations(file: &File) -> Vec<world::Destination> {
     all
 }
 
+/// Tags as a world has them.
+pub(super) fn tags(given: &[Vlan]) -> world::Tags {
+    world::Tags::of(given.iter().map(Vlan::kind_and_control))
+}
+
 fn destination(given: &Destination) -> world::Destination {
     let next_hop = world::NextHop {
         mac: given.mac.map_or(NEXT_HOP_MAC, |mac| mac.0),
         mtu: given.mtu.unwrap_or(MTU),
         interface: given.interface.unwrap_or(0),
+        tags: tags(&given.vlan),
     };
     world::Destination {
         to: given.to,
@@ -289,6 +297,7 @@ pub(super) fn next_hop(change: &NextHop) -> Option<world::NextHop> {
         mac: change.mac.map_or(NEXT_HOP_MAC, |mac| mac.0),
         mtu: change.mtu.unwrap_or(MTU),
         interface: change.interface.unwrap_or(0),
+        tags: tags(&change.vlan),
     };
     (!change.lost).then_some(found)
 }

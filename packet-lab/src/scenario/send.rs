@@ -46,6 +46,13 @@ pub(super) fn interface(send: &Send, world: &World) -> u8 {
     send.interface.unwrap_or_else(by_default)
 }
 
+impl Vlan {
+    /// The tag's kind and control information.
+    pub(super) fn kind_and_control(&self) -> (u16, u16) {
+        (self.kind.unwrap_or(DOT1Q), u16::from(self.priority) << 13 | self.id)
+    }
+}
+
 fn udp(send: &Send, nth: u64, world: &World, users: &Users) -> Option<Vec<u8>> {
     let (from, to) = (send.from?, send.to?);
     let payload = send
@@ -189,8 +196,8 @@ fn claim_length(bytes: &mut [u8], v4: bool, length: u16) {
 
 fn tagged(mut bytes: Vec<u8>, tags: &[Vlan]) -> Vec<u8> {
     let headers = tags.iter().flat_map(|tag| {
-        let control = u16::from(tag.priority) << 13 | tag.id;
-        [tag.kind.unwrap_or(DOT1Q).to_be_bytes(), control.to_be_bytes()].concat()
+        let (kind, control) = tag.kind_and_control();
+        [kind.to_be_bytes(), control.to_be_bytes()].concat()
     });
     let headers: Vec<u8> = headers.collect();
     bytes.splice(ADDRESSES_BYTES..ADDRESSES_BYTES, headers);

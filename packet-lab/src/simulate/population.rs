@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{class::Class, dice::Dice, profile::Profile};
 use crate::{
     craft::Grant,
-    world::{self, Destination, NextHop, World, address},
+    world::{self, Destination, NextHop, Tags, World, address},
 };
 
 /// When runs begin, on the lab's clock.
@@ -21,6 +21,7 @@ pub(super) const NEXT_HOP: NextHop = NextHop {
     mac: [0x02, 0, 0, 0, 0, 0xd1],
     mtu: 1500,
     interface: 0,
+    tags: Tags::NONE,
 };
 const HEADER_KEY: [u8; 16] = [
     0xf0, 0xf1, 0xf2, 0xf3, 0xf4, 0xf5, 0xf6, 0xf7, 0xf8, 0xf9, 0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0xff,

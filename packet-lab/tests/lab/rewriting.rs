@@ -281,6 +281,7 @@ fn a_moved_next_hop_takes_effect_with_the_next_packet(#[values(V4, V6)] family: 
         mac: [0x06, 1, 2, 3, 4, 5],
         mtu: 9_000,
         interface: 0,
+        tags: packet_lab::world::Tags::NONE,
     };
     scene.lab.set_next_hop(scene.destination, Some(moved)).unwrap();
     let sent = scene.packet(Up, b"payload");

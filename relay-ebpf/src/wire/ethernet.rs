@@ -1,6 +1,9 @@
 //! Ethernet II headers (IEEE 802.3): destination, source, type.
 
-use super::{Be16, Frame, Mac};
+use super::{
+    Be16, Frame, Mac,
+    vlan::{self, Tags},
+};
 
 /// Bytes of the header without tags.
 pub const HEADER_BYTES: usize = 14;
@@ -35,11 +38,18 @@ fn mac<F: Frame>(frame: &F, at: usize) -> Option<Mac> {
     ))
 }
 
-/// Writes the header at the front of the frame.
+/// Writes the header at the front of the frame: both addresses, `tags`, the EtherType of the packet behind them.
 #[inline(always)]
-pub fn emit<F: Frame>(frame: &mut F, destination: Mac, source: Mac, ethertype: Be16) -> Option<()> {
+pub fn emit<F: Frame>(frame: &mut F, destination: Mac, source: Mac, tags: Tags, ethertype: Be16) -> Option<()> {
+    frame.write(TYPE + tags.bytes(), ethertype.raw())?;
+    vlan::emit(frame, tags)?;
+    readdress(frame, destination, source)
+}
+
+/// Writes both addresses and leaves what is behind them as it came.
+#[inline(always)]
+pub fn readdress<F: Frame>(frame: &mut F, destination: Mac, source: Mac) -> Option<()> {
     let first = destination.word() | source.word() << 48;
     let last = (source.word() >> 16) as u32;
-    frame.write(TYPE, ethertype.raw())?;
     frame.write(0, [first.to_le() as u32, (first.to_le() >> 32) as u32, last.to_le()])
 }

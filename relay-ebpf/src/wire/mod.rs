@@ -8,6 +8,7 @@ pub mod ip;
 pub mod ipv4;
 pub mod ipv6;
 pub mod udp;
+pub mod vlan;
 
 #[cfg(not(target_arch = "bpf"))]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

@@ -1,6 +1,7 @@
 //! Reading single values, whatever they come from, and keeping the faults.
 
 use std::{
+    collections::BTreeMap,
     ops::{Range, RangeInclusive},
     path::{Path, PathBuf},
     str::FromStr,
@@ -29,6 +30,8 @@ pub(super) enum Raw {
     Boolean(bool),
     /// A list of the file.
     List(Vec<Raw>),
+    /// A table in a list of the file.
+    Table(Vec<(String, Raw)>),
     /// Something else, by its TOML name.
     Other(&'static str),
 }
@@ -41,6 +44,12 @@ impl Raw {
                 .map_or(Self::Other("large integer"), Self::Integer),
             DeValue::Boolean(boolean) => Self::Boolean(*boolean),
             DeValue::Array(items) => Self::List(items.iter().map(|item| Self::of(item.get_ref())).collect()),
+            DeValue::Table(table) => Self::Table(
+                table
+                    .iter()
+                    .map(|(name, value)| (name.get_ref().to_string(), Self::of(value.get_ref())))
+                    .collect(),
+            ),
             other => Self::Other(other.type_str()),
         }
     }
@@ -51,6 +60,7 @@ impl Raw {
             Self::Integer(_) => "an integer",
             Self::Boolean(_) => "a boolean",
             Self::List(_) => "a list",
+            Self::Table(_) => "a table",
             Self::Other(kind) => kind,
         }
     }
@@ -104,6 +114,20 @@ impl Raw {
         }
         let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         Err(format!("is \"{text}\"; expected {}", names.join(" or ")))
+    }
+
+    /// The values of a table that has no other keys than these.
+    pub(super) fn table(&self, keys: &[&str]) -> Result<BTreeMap<&str, &Self>, String> {
+        let Self::Table(entries) = self else {
+            return Err(format!("is {}; expected a table, `[[…]]`", self.kind()));
+        };
+        if let Some((unknown, _)) = entries.iter().find(|(name, _)| !keys.contains(&name.as_str())) {
+            return Err(format!(
+                "has an unknown key `{unknown}`; there are: {}",
+                keys.join(", ")
+            ));
+        }
+        Ok(entries.iter().map(|(name, value)| (name.as_str(), value)).collect())
     }
 
     fn items(&self) -> Result<Vec<Self>, String> {

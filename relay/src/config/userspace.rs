@@ -13,4 +13,14 @@ pub(super) fn check(config: &Config, reader: &mut Reader<'_>) {
         let message = "\"ip-option\" needs XDP: in userspace mode sockets carry no IP options, so write [\"udp\"]";
         reader.fault("carrier", message.to_owned());
     }
+    if config.vlan {
+        let message = "vlan needs XDP: in userspace mode the kernel's VLAN devices take tags off and put them on";
+        reader.fault("vlan", message.to_owned());
+    }
+    if !config.next_hops.is_empty() {
+        reader.fault(
+            "next_hop",
+            "next_hop needs XDP: in userspace mode the kernel routes".to_owned(),
+        );
+    }
 }

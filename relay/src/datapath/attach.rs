@@ -187,7 +187,7 @@ impl Pins {
         for name in found.iter().filter(|name| !is_link(name)) {
             let data = MapData::from_pin(self.dir.join(name)).map_err(|error| foreign(error.to_string()))?;
             let info = data.info().map_err(|error| foreign(error.to_string()))?;
-            let sized = [map::USERS, map::DESTINATIONS].contains(&name.as_str());
+            let sized = [map::USERS, map::CLIENT_TAGS, map::DESTINATIONS].contains(&name.as_str());
             if sized && info.max_entries() != max_users {
                 return Err(stale(format!("max_users was {}, is {max_users}", info.max_entries())));
             }

@@ -1,6 +1,6 @@
 //! Typed handles on the program's maps.
 
-use std::{collections::HashMap, io, path::Path};
+use std::{collections::HashMap, io, path::Path, sync::atomic::AtomicU64};
 
 use aya::{
     Ebpf,
@@ -67,6 +67,7 @@ type LatencyWords = [u64; 2 + LATENCY_BUCKETS];
 pub struct Maps {
     slots: Mapped<SlotEntry>,
     salts: Mapped<SaltEntry>,
+    client_tags: Mapped<AtomicU64>,
     destinations: Mapped<DestinationEntry>,
     down_limits: Mapped<DownLimitEntry>,
     destination_limits: Mapped<DestinationLimitEntry>,
@@ -102,6 +103,7 @@ impl Maps {
             _layout: layout,
             slots: mapped(ebpf, map::USERS, max_users)?,
             salts: mapped(ebpf, map::SALTS, SaltEntry::count(max_users))?,
+            client_tags: mapped(ebpf, map::CLIENT_TAGS, max_users)?,
             destinations: mapped(ebpf, map::DESTINATIONS, max_destinations)?,
             down_limits: mapped(ebpf, map::DOWN_LIMITS, max_users)?,
             destination_limits: mapped(ebpf, map::DESTINATION_LIMITS, max_destinations)?,
@@ -146,6 +148,12 @@ impl Maps {
     #[must_use]
     pub fn salts(&self) -> &[SaltEntry] {
         &self.salts
+    }
+
+    /// The VLAN tags of clients that have any, by slot.
+    #[must_use]
+    pub fn client_tags(&self) -> &[AtomicU64] {
+        &self.client_tags
     }
 
     /// Destinations, by index.

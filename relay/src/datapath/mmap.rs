@@ -1,6 +1,6 @@
 //! Arrays of map entries as memory: reading and writing one is no system call.
 
-use std::{io, num::NonZeroUsize, ops::Deref, os::fd::AsFd, ptr::NonNull};
+use std::{io, num::NonZeroUsize, ops::Deref, os::fd::AsFd, ptr::NonNull, sync::atomic::AtomicU64};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use relay_ebpf::layout::{Control, DestinationEntry, DestinationLimitEntry, DownLimitEntry, SaltEntry, SlotEntry};
@@ -22,6 +22,7 @@ macro_rules! entries {
 entries!(
     SlotEntry,
     SaltEntry,
+    AtomicU64,
     DestinationEntry,
     DownLimitEntry,
     DestinationLimitEntry,

@@ -20,6 +20,7 @@ pub mod program;
 pub mod publish;
 pub mod userspace;
 pub mod verifier;
+mod vlans;
 mod xdp;
 
 use std::{
@@ -48,7 +49,7 @@ use self::{
     events::Drops,
     interface::InterfaceError,
     maps::MapsError,
-    next_hops::{NextHopError, NextHops, Targets},
+    next_hops::{Links, NextHopError, NextHops, Targets},
     numbers::Numbered,
     plane::Plane,
     program::LoadError,
@@ -170,13 +171,15 @@ const RETRY: Duration = Duration::from_secs(1);
 /// follow the kernel.
 pub struct Datapath {
     published: Notify,
-    interfaces_changed: Notify,
+    links_changed: Notify,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     plane: Box<dyn Plane>,
     publisher: Publisher,
+    /// What the configuration says of the way to destinations.
+    links: Links,
 }
 
 /// An interface of the relay, and how it is.
@@ -206,8 +209,12 @@ impl Datapath {
         let publisher = Publisher::adopt(&*plane, numbering(config, tick), clock);
         Ok(Self {
             published: Notify::new(),
-            interfaces_changed: Notify::new(),
-            inner: Mutex::new(Inner { plane, publisher }),
+            links_changed: Notify::new(),
+            inner: Mutex::new(Inner {
+                plane,
+                publisher,
+                links: Links::of(config),
+            }),
         })
     }
 
@@ -252,12 +259,17 @@ impl Datapath {
     /// See [`DatapathError`]; then what runs goes on as it was.
     pub fn reload(&self, config: &Config, header_key: Option<[u8; 16]>) -> Result<(), DatapathError> {
         let tick = clock::tick()?;
-        let Inner { plane, publisher } = &mut *self.inner();
-        let former = plane.interfaces().settings();
+        let Inner {
+            plane,
+            publisher,
+            links,
+        } = &mut *self.inner();
+        let former = (plane.interfaces().settings(), links.clone());
         plane.reload(config, settings(config, header_key, tick))?;
         publisher.renumber(numbering(config, tick));
-        if plane.interfaces().settings() != former {
-            self.interfaces_changed.notify_one();
+        *links = Links::of(config);
+        if (plane.interfaces().settings(), &*links) != (former.0, &former.1) {
+            self.links_changed.notify_one();
         }
         plane.retire_interfaces()
     }
@@ -267,7 +279,7 @@ impl Datapath {
     /// # Errors
     /// See [`PublishError`].
     pub fn publish_all(&self, users: &[PublishedUser]) -> Result<PublishReport, DatapathError> {
-        let Inner { plane, publisher } = &mut *self.inner();
+        let Inner { plane, publisher, .. } = &mut *self.inner();
         plane.open(users, publisher.numbering());
         let report = publisher.publish_all(&**plane, users)?;
         plane.close_others(users);
@@ -280,7 +292,7 @@ impl Datapath {
     /// # Errors
     /// See [`PublishError`].
     pub fn publish(&self, users: &[PublishedUser]) -> Result<(), DatapathError> {
-        let Inner { plane, publisher } = &mut *self.inner();
+        let Inner { plane, publisher, .. } = &mut *self.inner();
         plane.open(users, publisher.numbering());
         publisher.publish(&**plane, users)?;
         self.published.notify_one();
@@ -292,7 +304,7 @@ impl Datapath {
     /// # Errors
     /// See [`PublishError`].
     pub fn remove(&self, slot: u32) -> Result<(), DatapathError> {
-        let Inner { plane, publisher } = &mut *self.inner();
+        let Inner { plane, publisher, .. } = &mut *self.inner();
         publisher.remove(&**plane, slot)?;
         plane.close(slot);
         Ok(())
@@ -310,7 +322,7 @@ impl Datapath {
             let now_ahead_ns = clock::wall_ahead_ns()?;
             if (now_ahead_ns - ahead_ns).unsigned_abs() > clock::STEP.as_nanos() {
                 tracing::info!("the wall clock was set: publishing expiries again");
-                let Inner { plane, publisher } = &mut *self.inner();
+                let Inner { plane, publisher, .. } = &mut *self.inner();
                 publisher.republish_expiries(&**plane)?;
                 ahead_ns = now_ahead_ns;
             }
@@ -324,7 +336,7 @@ impl Datapath {
         let Some(SlotEntry { state, .. }) = inner.plane.slots().get(slot as usize) else {
             return UserState::default();
         };
-        let client = Client::load(&HostMemory, state);
+        let client = Client::load(&HostMemory, state, None);
         UserState {
             client: client.map(|client| SocketAddr::new(client.address.into(), client.port.get())),
             newest: HostMemory.load(&state.newest),
@@ -442,8 +454,12 @@ impl Targets for Datapath {
         self.inner().plane.interfaces().clone()
     }
 
-    fn interfaces_changed(&self) -> &Notify {
-        &self.interfaces_changed
+    fn links(&self) -> Links {
+        self.inner().links.clone()
+    }
+
+    fn links_changed(&self) -> &Notify {
+        &self.links_changed
     }
 }
 
@@ -496,6 +512,7 @@ fn settings(config: &Config, header_key: Option<[u8; 16]>, tick: Duration) -> Se
         },
         destination_interval_ns,
         destination_burst,
+        vlan: u32::from(config.vlan),
         ..Settings::default().with_icmp_limit(config.icmp_per_second)
     };
     for (listener, endpoint) in settings.listeners.iter_mut().zip(&config.listen) {

@@ -7,7 +7,8 @@
 //! failed is the destination unresolved.
 //!
 //! One route lookup for each destination address in use; neighbours are shared. When a route changes, all are looked up
-//! again, since any may be concerned.
+//! again, since any may be concerned. A route by a VLAN device leads to the interface below it, and gives frames that
+//! device's tag. Next hops that the operator gives go before all of this.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,7 +35,11 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use super::numbers::Numbered;
+use super::{
+    numbers::Numbered,
+    vlans::{Link, Vlans},
+};
+use crate::config::{Config, GivenNextHop};
 
 /// How often unresolved next hops are asked for again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -56,6 +61,42 @@ pub enum NextHopError {
     Closed,
 }
 
+/// What the configuration says of the way to next hops.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Links {
+    /// Whether frames may have VLAN tags.
+    vlan: bool,
+    /// Next hops that go before the kernel's routes.
+    given: Vec<GivenNextHop>,
+}
+
+impl Links {
+    /// What this configuration says.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        Self {
+            vlan: config.vlan,
+            given: config.next_hops.clone(),
+        }
+    }
+
+    /// The next hop that is given for a destination: that of the longest prefix with it. Nothing of the interface is known
+    /// here but what `interfaces` says, so a link that carries less must be given an MTU.
+    fn given(&self, destination: IpAddr, interfaces: &Numbered) -> Option<NextHop> {
+        let matching = self.given.iter().filter(|given| given.to.contains(&destination));
+        let given = matching.max_by_key(|given| given.to.prefix_len())?;
+        let mut all = interfaces.iter();
+        let (number, interface) = all.find(|(_, interface)| interface.name == given.interface)?;
+        let mtu = given.mtu.map_or(interface.mtu, |mtu| interface.mtu.min(mtu.into()));
+        Some(NextHop {
+            mac: given.mac,
+            mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+            interface: number,
+            tags: given.tags,
+        })
+    }
+}
+
 /// What the task needs of the datapath.
 pub trait Targets {
     /// The destination addresses in use.
@@ -70,17 +111,18 @@ pub trait Targets {
     /// The interfaces that next hops may be behind.
     fn interfaces(&self) -> Numbered;
 
-    /// Notified when these have changed.
-    fn interfaces_changed(&self) -> &Notify;
+    /// What the configuration says of the way to them.
+    fn links(&self) -> Links;
+
+    /// Notified when these, or the interfaces, have changed.
+    fn links_changed(&self) -> &Notify;
 }
 
 /// Where a route leads.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Route {
     via: Via,
-    mtu: u16,
-    /// Number of the interface.
-    interface: u8,
+    link: Link,
 }
 
 /// A neighbour: addresses mean something on their link only.
@@ -102,6 +144,8 @@ enum Unrouted {
 pub struct NextHops<'a, T> {
     handle: Handle,
     interfaces: Numbered,
+    links: Links,
+    vlans: Vlans,
     targets: &'a T,
     routes: HashMap<IpAddr, Route>,
     neighbours: HashMap<Via, Mac>,
@@ -130,6 +174,8 @@ impl<'a, T: Targets> NextHops<'a, T> {
         let mut hops = Self {
             handle,
             interfaces: targets.interfaces(),
+            links: targets.links(),
+            vlans: Vlans::default(),
             targets,
             routes: HashMap::new(),
             neighbours: HashMap::new(),
@@ -137,6 +183,7 @@ impl<'a, T: Targets> NextHops<'a, T> {
             warned: HashSet::new(),
             kernel_manages: true,
         };
+        hops.read_vlans().await;
         hops.read_neighbours().await;
         hops.look_up_all().await;
         let mut retry = interval(RETRY);
@@ -157,11 +204,15 @@ impl<'a, T: Targets> NextHops<'a, T> {
                 },
                 () = sleep_until(settled), if routes_changed.is_some() => {
                     routes_changed = None;
+                    if hops.read_vlans().await {
+                        hops.read_neighbours().await;
+                    }
                     hops.look_up_all().await;
                 }
                 () = targets.published().notified() => hops.look_up_new().await,
-                () = targets.interfaces_changed().notified() => {
+                () = targets.links_changed().notified() => {
                     hops.interfaces = targets.interfaces();
+                    hops.links = targets.links();
                     hops.neighbours.clear();
                     hops.asked.clear();
                     hops.read_neighbours().await;
@@ -192,7 +243,7 @@ impl<'a, T: Targets> NextHops<'a, T> {
 
     fn take_neighbour(&mut self, neighbour: &NeighbourMessage, deleted: bool) {
         let ifindex = neighbour.header.ifindex;
-        if self.number_of(ifindex).is_none() {
+        if self.vlans.link(ifindex, &self.interfaces).is_none() {
             return;
         }
         let (mut address, mut mac) = (None, None);
@@ -239,15 +290,35 @@ impl<'a, T: Targets> NextHops<'a, T> {
 
     fn write(&self, destination: IpAddr, route: Route) {
         let mac = self.neighbours.get(&route.via);
-        tracing::debug!(%destination, via = %route.via.address, interface = route.interface, resolved = mac.is_some(), "next hop");
+        tracing::debug!(%destination, via = %route.via.address, interface = route.link.interface, resolved = mac.is_some(), "next hop");
         self.targets.set_next_hop(
             destination,
             mac.map(|mac| NextHop {
                 mac: *mac,
-                mtu: route.mtu,
-                interface: route.interface,
+                mtu: u16::try_from(route.link.mtu).unwrap_or(u16::MAX),
+                interface: route.link.interface,
+                tags: route.link.tags,
             }),
         );
+    }
+
+    /// Reads which VLAN devices there are; whether they are others than before.
+    async fn read_vlans(&mut self) -> bool {
+        let mut vlans = Vlans::default();
+        let mut links = self.handle.link().get().execute();
+        loop {
+            match links.try_next().await {
+                Ok(Some(link)) => vlans.take(&link),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "reading the kernel's VLAN devices");
+                    return false;
+                }
+            }
+        }
+        let changed = vlans != self.vlans;
+        self.vlans = vlans;
+        changed
     }
 
     async fn read_neighbours(&mut self) {
@@ -287,6 +358,12 @@ impl<'a, T: Targets> NextHops<'a, T> {
     }
 
     async fn look_up(&mut self, destination: IpAddr) {
+        if let Some(hop) = self.links.given(destination, &self.interfaces) {
+            self.warned.remove(&destination);
+            self.routes.remove(&destination);
+            self.targets.set_next_hop(destination, Some(hop));
+            return;
+        }
         match self.route(destination).await {
             Ok(route) => {
                 self.warned.remove(&destination);
@@ -351,33 +428,29 @@ impl<'a, T: Targets> NextHops<'a, T> {
                 message.header.kind
             ));
         }
-        let Some((number, interface)) = self.interfaces.iter().find(|(_, known)| Some(known.index) == out) else {
-            let other = out.and_then(|index| if_indextoname(index).ok());
-            let other = other.map_or_else(|| "nowhere".to_owned(), |name| format!("by {}", name.to_string_lossy()));
+        let link = out.and_then(|index| Some((index, self.vlans.link(index, &self.interfaces)?)));
+        let Some((ifindex, mut link)) = link else {
             return Err(format!(
-                "the kernel's route to the destination leaves {other}, not by {}: add the interface to `interface` in \
+                "the kernel's route to the destination leaves {}, not by {}: add the interface to `interface` in \
                  relay.toml, or route the destination otherwise",
+                by(out),
                 self.interfaces.names()
             ));
         };
+        if !link.tags.is_none() && !self.links.vlan {
+            return Err(format!(
+                "the kernel's route to the destination leaves {}, a VLAN device: write `vlan = true` in relay.toml",
+                by(out)
+            ));
+        }
         if via.is_ipv4() != destination.is_ipv4() {
             return Err("the next hop is of the other address family, which is not supported".to_owned());
         }
+        link.mtu = link.mtu.min(mtu);
         Ok(Route {
-            via: Via {
-                ifindex: interface.index,
-                address: via,
-            },
-            mtu: u16::try_from(mtu.min(interface.mtu)).unwrap_or(u16::MAX),
-            interface: number,
+            via: Via { ifindex, address: via },
+            link,
         })
-    }
-
-    /// The number of the relay's interface with this index.
-    fn number_of(&self, ifindex: u32) -> Option<u8> {
-        let mut all = self.interfaces.iter();
-        all.find(|(_, interface)| interface.index == ifindex)
-            .map(|(number, _)| number)
     }
 
     /// Asks the kernel for every next hop that it has not been asked for, or that it does not know.
@@ -440,6 +513,12 @@ impl<'a, T: Targets> NextHops<'a, T> {
         }
         Ok(())
     }
+}
+
+/// An interface by its index, for a message.
+fn by(index: Option<u32>) -> String {
+    let name = index.and_then(|index| if_indextoname(index).ok());
+    name.map_or_else(|| "nowhere".to_owned(), |name| format!("by {}", name.to_string_lossy()))
 }
 
 struct AbortOnDrop(tokio::task::JoinHandle<()>);

@@ -18,9 +18,10 @@ use super::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/relay-xdp"));
 
 /// Every map that is pinned together with the program.
-pub const PINNED_MAPS: [&str; 12] = [
+pub const PINNED_MAPS: [&str; 13] = [
     map::USERS,
     map::SALTS,
+    map::CLIENT_TAGS,
     map::DESTINATIONS,
     map::DOWN_LIMITS,
     map::DESTINATION_LIMITS,
@@ -111,6 +112,7 @@ impl Loaded {
             .override_global(layout::SETTINGS_GLOBAL, settings.as_bytes(), true)
             .map_max_entries(map::USERS, settings.max_users)
             .map_max_entries(map::SALTS, SaltEntry::count(settings.max_users))
+            .map_max_entries(map::CLIENT_TAGS, settings.max_users)
             .map_max_entries(map::DESTINATIONS, settings.max_destinations)
             .map_max_entries(map::DOWN_LIMITS, settings.max_users)
             .map_max_entries(map::DESTINATION_LIMITS, settings.max_destinations);

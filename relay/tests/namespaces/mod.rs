@@ -161,6 +161,8 @@ pub fn config(max_users: u32) -> Config {
         xdp_mode: XdpMode::Native,
         xdp_persist: false,
         xdp_pin_dir: "/nonexistent".into(),
+        vlan: false,
+        next_hops: Vec::new(),
         latency_sample: 1024,
         drop_sample: 64,
     }

@@ -139,6 +139,10 @@ impl Platform for View<'_> {
         self.engine.salts.get(index as usize)
     }
 
+    fn client_tags(&self, _slot: u32) -> Option<&AtomicU64> {
+        None
+    }
+
     fn destination(&self, index: u32) -> Option<&DestinationEntry> {
         self.engine.destinations.get(index as usize)
     }

@@ -37,7 +37,7 @@ use relay_ebpf::{
         SaltEntry, Settings, SlotEntry,
     },
     verdict::Direction,
-    wire::{Address, Mac},
+    wire::{Address, Mac, vlan::Tags},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
@@ -393,6 +393,7 @@ impl Tables for UserspacePlane {
             mac: MAC,
             mtu: MTU as u16,
             interface: 0,
+            tags: Tags::NONE,
         })
     }
 
