@@ -200,12 +200,18 @@ impl Oracle {
         }
     }
 
+    /// The tags of a frame, where frames have tags, and the frame without them.
+    fn untagged(&self, frame: &[u8]) -> (Tags, Vec<u8>) {
+        if self.world.vlan {
+            vlan::split(frame)
+        } else {
+            (Tags::NONE, frame.to_vec())
+        }
+    }
+
     /// As many as the relay knows the frame to have.
     fn counted_bytes(&self, frame: &[u8]) -> usize {
-        let (tags, untagged) = match self.world.vlan {
-            true => vlan::split(frame),
-            false => (Tags::NONE, frame.to_vec()),
-        };
+        let (tags, untagged) = self.untagged(frame);
         let tagged = tags.bytes().len();
         let first_buffer = self.world.in_first_buffer(frame);
         match first_buffer.checked_sub(tagged) {
@@ -217,10 +223,7 @@ impl Oracle {
     /// Is it for a listener, an egress address and port, or neither?
     fn direct(&mut self, now_ns: u64, interface: u8, frame: &[u8]) -> (Direction, Result<Sent, Reason>) {
         // Where frames have no tags, a tag's kind is an EtherType like others that are nobody's.
-        let (tags, untagged) = match self.world.vlan {
-            true => vlan::split(frame),
-            false => (Tags::NONE, frame.to_vec()),
-        };
+        let (tags, untagged) = self.untagged(frame);
         let unrelated = (Direction::Uplink, Err(Reason::Unrelated));
         let Some(packet) = Packet::read(&untagged) else {
             let error = if tags == Tags::NONE {

@@ -275,7 +275,7 @@ fn destinations(file: &File) -> Vec<world::Destination> {
 
 /// Tags as a world has them.
 pub(super) fn tags(given: &[Vlan]) -> world::Tags {
-    world::Tags::of(given.iter().map(Vlan::kind_and_control))
+    world::Tags::of(given.iter().map(|tag| tag.kind_and_control()))
 }
 
 fn destination(given: &Destination) -> world::Destination {

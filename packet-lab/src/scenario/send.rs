@@ -48,7 +48,7 @@ pub(super) fn interface(send: &Send, world: &World) -> u8 {
 
 impl Vlan {
     /// The tag's kind and control information.
-    pub(super) fn kind_and_control(&self) -> (u16, u16) {
+    pub(super) fn kind_and_control(self) -> (u16, u16) {
         (self.kind.unwrap_or(DOT1Q), u16::from(self.priority) << 13 | self.id)
     }
 }

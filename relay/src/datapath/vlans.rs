@@ -153,7 +153,10 @@ mod tests {
         Numbered::new(vec![interface(4), interface(5)], &Ports::default())
     }
 
-    fn link(messages: &[LinkMessage], index: u32) -> Option<(u8, Vec<(Be16, u16)>, u32)> {
+    /// The interface's number, the tags from the outside in, and the MTU.
+    type Link = (u8, Vec<(Be16, u16)>, u32);
+
+    fn link(messages: &[LinkMessage], index: u32) -> Option<Link> {
         let mut vlans = Vlans::default();
         messages.iter().for_each(|message| vlans.take(message));
         let link = vlans.link(index, &interfaces())?;
