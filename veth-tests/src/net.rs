@@ -120,6 +120,9 @@ impl Net {
         ));
         // A checksum that is left to hardware which is not there would reach the relay unfinished.
         host.command(&format!("ethtool -K {interface} tx off"));
+        // A tag that is left to hardware comes beside the frame, where no program sees it.
+        self.switch
+            .command(&format!("ethtool -K {port} txvlan off tx-vlan-stag-hw-insert off"));
         self.switch.ip(&format!("link set {port} master bridge"));
         self.switch.ip(&format!("link set {port} up"));
         host.ip(&format!("link set {interface} up"));

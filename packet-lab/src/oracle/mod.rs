@@ -7,10 +7,10 @@
 //! Where the document could be read in two ways, this is the reading; the document says the same under "Frames and
 //! headers":
 //!
-//! - A frame is Ethernet II without tags. Its destination MAC address is not looked at. Whatever cannot be read up to
-//!   and including a UDP header (another `EtherType` or protocol, a version that is not the `EtherType`'s, an IPv4 header
-//!   length below 20 bytes, a frame that ends before) is not known to be for anybody: `unrelated`; nor is an IPv6
-//!   packet from or to an IPv4-mapped address. [`packet`]
+//! - A frame is Ethernet II, with at most two VLAN tags where the operator has them read [`vlan`]. Its destination MAC address
+//!   is not looked at. Whatever cannot be read up to and including a UDP header (another `EtherType` or protocol, a version
+//!   that is not the `EtherType`'s, an IPv4 header length below 20 bytes, a frame that ends before) is not known to be for
+//!   anybody: `unrelated`; nor is an IPv6 packet from or to an IPv4-mapped address. [`packet`]
 //! - Of a frame in several buffers the same holds of the first: what of the UDP header is not in it cannot be read. A token
 //!   that is not whole in it is `truncated`, and an ICMP message that is larger than it is not sent.
 //! - The header checksum of IPv4 is not verified, nor is UDP's. [`rewrite`]

@@ -29,7 +29,7 @@ use nix::{
     unistd::Pid,
 };
 
-pub use self::{host::Host, link::Ends};
+pub use self::{host::Host, link::Ends, socket::PacketSocket};
 use crate::{inspect, observe::Verdict, pass::PassError};
 
 /// Frames that go through: at least an Ethernet header, at most what a veth interface takes with a native XDP program,

@@ -40,14 +40,17 @@ sockopt_impl!(
 
 /// A packet socket, bound to an interface.
 #[derive(Debug)]
-pub(super) struct PacketSocket {
+pub struct PacketSocket {
     socket: OwnedFd,
     buffer: Vec<u8>,
 }
 
 impl PacketSocket {
-    /// On this interface of the thread's network namespace.
-    pub(super) fn new(interface: &str) -> Result<Self, Errno> {
+    /// On this interface of the thread's network namespace. Reading waits for nothing.
+    ///
+    /// # Errors
+    /// What the system answers; `ENODEV` if there is no such interface.
+    pub fn new(interface: &str) -> Result<Self, Errno> {
         let address = getifaddrs()?
             .filter(|entry| entry.interface_name == interface)
             .find_map(|entry| entry.address?.as_link_addr().copied())
@@ -66,12 +69,18 @@ impl PacketSocket {
     }
 
     /// Sends a frame, from its Ethernet header.
-    pub(super) fn send(&self, frame: &[u8]) -> Result<(), Errno> {
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn send(&self, frame: &[u8]) -> Result<(), Errno> {
         send(self.socket.as_raw_fd(), frame, MsgFlags::empty()).map(drop)
     }
 
     /// The next frame that was received, if there is one, with the VLAN tag that the kernel took out of it.
-    pub(super) fn receive(&mut self) -> Result<Option<Vec<u8>>, Errno> {
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn receive(&mut self) -> Result<Option<Vec<u8>>, Errno> {
         let mut control = cmsg_space!([u8; AUXDATA_BYTES]);
         let mut parts = [IoSliceMut::new(&mut self.buffer)];
         let received = recvmsg::<LinkAddr>(

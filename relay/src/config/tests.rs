@@ -318,3 +318,116 @@ proptest! {
         let _either = load(&format!("{LISTEN}{header}{name} = {value}\n"));
     }
 }
+
+const TRUNK: &str = "interface = [\"eth0\", \"eth1\"]\nlisten = [\"192.0.2.1:4500\"]\nvlan = true\n";
+
+#[test]
+fn next_hops_say_where_and_in_which_vlan() {
+    let checked = load(&format!(
+        r#"{TRUNK}
+[[next_hop]]
+to = "198.51.100.0/24"
+mac = "02:00:00:00:00:d1"
+interface = "eth1"
+vlan = ["802.1ad:200", "802.1q:300:5"]
+mtu = 1400
+[[next_hop]]
+to = "2001:db8:d::7"
+mac = "02:00:00:00:00:D2"
+interface = "eth0"
+vlan = 100
+"#
+    ))
+    .unwrap();
+    let config = checked.config;
+    assert!(config.vlan);
+    let [first, second] = &config.next_hops[..] else {
+        panic!("two next hops: {:?}", config.next_hops);
+    };
+    assert_eq!(
+        (first.to.to_string(), first.interface.as_str(), first.mtu),
+        ("198.51.100.0/24".into(), "eth1", Some(1400))
+    );
+    let tags = |hop: &GivenNextHop| {
+        hop.tags
+            .iter()
+            .map(|(kind, control)| (kind.get(), control))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(tags(first), [(0x88a8, 200), (0x8100, 5 << 13 | 300)]);
+    assert_eq!(
+        (second.to.to_string(), second.mac.bytes()[5], second.mtu),
+        ("2001:db8:d::7/128".into(), 0xd2, None)
+    );
+    assert_eq!(tags(second), [(0x8100, 100)]);
+}
+
+#[rstest]
+#[case::nowhere(r#"mac = "02:00:00:00:00:d1""#, "has no `to`")]
+#[case::no_mac(r#"to = "198.51.100.7", interface = "eth0""#, "has no `mac`")]
+#[case::of_two_interfaces(r#"to = "198.51.100.7", mac = "02:00:00:00:00:d1""#, "has no `interface`")]
+#[case::elsewhere(
+    r#"to = "198.51.100.7", mac = "02:00:00:00:00:d1", interface = "eth2""#,
+    "behind eth2, which is not in `interface`"
+)]
+#[case::no_prefix(r#"to = "x""#, "expected a prefix or an address")]
+#[case::bits_behind(r#"to = "198.51.100.7/24""#, "write \"198.51.100.0/24\"")]
+#[case::a_groups_mac(
+    r#"to = "198.51.100.7", mac = "03:00:00:00:00:d1", interface = "eth0""#,
+    "MAC address of one station"
+)]
+#[case::half_a_mac(
+    r#"to = "198.51.100.7", mac = "02:00:00", interface = "eth0""#,
+    "MAC address of one station"
+)]
+#[case::no_vlan(
+    r#"to = "198.51.100.7", mac = "02:00:00:00:00:d1", interface = "eth0", vlan = 4095"#,
+    "from 0 to 4094"
+)]
+#[case::another_kind(
+    r#"to = "198.51.100.7", mac = "02:00:00:00:00:d1", interface = "eth0", vlan = "9100:1""#,
+    "802.1ad:100"
+)]
+#[case::three(
+    r#"to = "198.51.100.7", mac = "02:00:00:00:00:d1", interface = "eth0", vlan = [1, 2, 3]"#,
+    "has 3 tags"
+)]
+#[case::none(
+    r#"to = "198.51.100.7", mac = "02:00:00:00:00:d1", interface = "eth0", vlan = []"#,
+    "has 0 tags"
+)]
+#[case::mtu(
+    r#"to = "198.51.100.7", mac = "02:00:00:00:00:d1", interface = "eth0", mtu = 67"#,
+    "from 68 to 65535"
+)]
+#[case::unknown(r#"to = "198.51.100.7", via = "198.51.100.1""#, "unknown key `via`")]
+fn a_faulty_next_hop_is_told(#[case] table: &str, #[case] expected: &str) {
+    let faults = faults(&format!("{TRUNK}next_hop = [{{ {table} }}]\n"));
+    assert!(faults.len() == 1 && faults[0].starts_with("4:1: "), "{faults:?}");
+    assert!(faults[0].contains(expected), "{faults:?}");
+}
+
+#[test]
+fn what_is_said_of_tags_must_fit_the_rest() {
+    let hop = "next_hop = [{ to = \"198.51.100.7\", mac = \"02:00:00:00:00:d1\", vlan = 5 }]\n";
+    assert!(faults(&format!("{LISTEN}{hop}"))[0].contains("write `vlan = true` too"));
+    let twice = hop.replace("}]", "}, { to = \"198.51.100.7\", mac = \"02:00:00:00:00:d2\" }]");
+    assert!(faults(&format!("{LISTEN}vlan = true\n{twice}"))[0].contains("there twice"));
+    let userspace = faults(&format!("{LISTEN}vlan = true\n{hop}[xdp]\nmode = \"userspace\"\n"));
+    assert!(
+        userspace.iter().any(|fault| fault.contains("next_hop needs XDP")),
+        "{userspace:?}"
+    );
+    assert!(
+        userspace.iter().any(|fault| fault.contains("vlan needs XDP")),
+        "{userspace:?}"
+    );
+    let of_environment = {
+        let (_folder, mut given) = sources(LISTEN);
+        given
+            .environment
+            .insert("RELAY_NEXT_HOP".to_owned(), "198.51.100.7".to_owned());
+        Config::load(&given).unwrap_err().to_string()
+    };
+    assert!(of_environment.contains("expected a table"), "{of_environment}");
+}

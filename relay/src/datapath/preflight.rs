@@ -29,6 +29,13 @@ const OLDEST_KERNEL: (u8, u8) = (5, 18);
 const NATIVE_MTU: u32 = 3498;
 /// Receive offloads that put packets together, and what `ethtool -K` calls them.
 const MERGING: [(&str, &str); 2] = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")];
+/// Receive offloads that take VLAN tags off, or drop frames of VLANs that have no device, and what `ethtool -K` calls them.
+const UNTAGGING: [(&str, &str); 4] = [
+    ("rx-vlan-hw-parse", "rxvlan"),
+    ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse"),
+    ("rx-vlan-filter", "rx-vlan-filter"),
+    ("rx-vlan-stag-filter", "rx-vlan-stag-filter"),
+];
 /// `CAP_SYS_ADMIN`, which stands for the BPF capabilities too (include/uapi/linux/capability.h).
 const SYS_ADMIN: u32 = 21;
 /// Name, number, and what a relay needs it for.
@@ -124,6 +131,9 @@ fn of_interface(name: &str, config: &Config) -> Vec<Item> {
                 queues(&interface),
                 program(&interface, config),
             ];
+            if config.vlan {
+                items.push(tags(&interface));
+            }
             if config.xdp_mode != XdpMode::Generic {
                 items.push(headroom(&interface));
                 items.push(offloads(&interface));
@@ -328,26 +338,40 @@ fn headroom(interface: &Interface) -> Item {
 
 /// Whether the network card puts packets together, which XDP programs cannot take.
 fn offloads(interface: &Interface) -> Item {
-    let name = "receive_offloads";
+    without(
+        interface,
+        ("receive_offloads", &MERGING),
+        "none that puts packets together",
+        "packets are put together before a program sees them, or it is refused natively",
+    )
+}
+
+/// Whether the network card leaves VLAN tags in frames, where the program reads them.
+fn tags(interface: &Interface) -> Item {
+    without(
+        interface,
+        ("vlan", &UNTAGGING),
+        "tags stay in frames",
+        "tags are taken off before a program sees them, or frames of VLANs without a device are dropped; behind a virtual link, \
+         `txvlan off` at its other end too",
+    )
+}
+
+/// Whether none of these offloads is on, by the names of features and switches of `ethtool`.
+fn without(interface: &Interface, (name, offloads): (&'static str, &[(&str, &str)]), fine: &str, why: &str) -> Item {
     match ethtool::active_features(interface.index) {
         Ok(Some(active)) => {
-            let merging: Vec<_> = MERGING
-                .iter()
-                .filter(|(feature, _)| active.iter().any(|name| name == feature))
-                .collect();
-            if merging.is_empty() {
-                return Item::ok(name, "none that puts packets together");
+            let is_on = |(feature, _): &&(&str, &str)| active.iter().any(|name| name == feature);
+            let on: Vec<_> = offloads.iter().filter(is_on).collect();
+            if on.is_empty() {
+                return Item::ok(name, fine);
             }
-            let names = merging
-                .iter()
-                .map(|(feature, _)| *feature)
-                .collect::<Vec<_>>()
-                .join(", ");
-            let switches: Vec<_> = merging.iter().map(|(_, switch)| format!("{switch} off")).collect();
+            let names: Vec<_> = on.iter().map(|(feature, _)| *feature).collect();
+            let switches: Vec<_> = on.iter().map(|(_, switch)| format!("{switch} off")).collect();
             Item::amiss(
                 name,
                 Status::Warning,
-                format!("{names}: packets are put together before a program sees them, or it is refused natively"),
+                format!("{}: {why}", names.join(", ")),
                 format!("`ethtool -K {} {}`", interface.name, switches.join(" ")),
             )
         }

@@ -20,3 +20,4 @@ mod rates;
 mod surroundings;
 mod throughput;
 mod userspace;
+mod vlan;
