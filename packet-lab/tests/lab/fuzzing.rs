@@ -47,7 +47,7 @@ fn assert_alike(outcome: &Outcome) {
 
 #[test]
 fn the_host_does_what_the_oracle_says_for_every_reason() {
-    assert_alike(&run(&options(1, 60_000), &mut host, &mut |_| {}).unwrap());
+    assert_alike(&run(&options(4, 60_000), &mut host, &mut |_| {}).unwrap());
 }
 
 #[test]
@@ -256,7 +256,7 @@ impl Backend for Faulty {
 fn find(fault: Fault) -> Box<Failure> {
     let mut make =
         |world: &World| -> Result<Box<dyn Backend>, BackendError> { Ok(Box::new(Faulty::new(world, fault)?)) };
-    let outcome = run(&options(7, 200_000), &mut make, &mut |_| {}).unwrap();
+    let outcome = run(&options(4, 200_000), &mut make, &mut |_| {}).unwrap();
     outcome.failure.unwrap_or_else(|| panic!("{fault:?} was not found"))
 }
 
@@ -335,7 +335,7 @@ fn scenarios_and_captures_are_varied_and_a_corpus_without_any_is_refused() {
     assert_eq!((corpus.sequences.len(), corpus.frames.len()), (1, 3));
     let options = Options {
         corpus,
-        ..options(5, 130_000)
+        ..options(4, 130_000)
     };
     let outcome = run(&options, &mut host, &mut |_| {}).unwrap();
     assert_alike(&outcome);
