@@ -139,7 +139,7 @@ fn run<const PLAIN: bool>(ctx: &XdpContext, platform: &Kernel<PLAIN>) -> u32 {
         let sender = icmp_sender(ctx.ctx);
         if sender != NOBODY && may_pass_on(ctx.ctx, sender) {
             let action = pass_on(ctx.ctx, sender);
-            timer.stop();
+            timer.stop(platform.settings);
             return action;
         }
     }
@@ -155,7 +155,7 @@ fn run<const PLAIN: bool>(ctx: &XdpContext, platform: &Kernel<PLAIN>) -> u32 {
         count(direction.answers(), PacketFrame::new(ctx).bytes() as u64);
         verdict = Verdict::Tx;
     }
-    timer.stop();
+    timer.stop(platform.settings);
     action(verdict, port)
 }
 
@@ -367,51 +367,59 @@ fn report(ctx: &XdpContext, platform: &impl Platform, reason: u8, direction: u8,
 }
 
 /// Times one packet in so many. All of it is gone where sampling is off.
+///
+/// Two numbers of which the verifier knows nothing, whether the packet is timed or not: from a null pointer or a 0 it
+/// would tell the two apart, and walk the whole program for each.
 struct Timer {
-    /// This CPU's histogram; null if this packet is not timed.
-    latency: *mut Latency,
+    /// How many packets this CPU has had.
+    nth: u64,
+    /// When it began, of a packet that is timed.
     start_ns: u64,
 }
 
 impl Timer {
-    const OFF: Self = Self {
-        latency: ptr::null_mut(),
-        start_ns: 0,
-    };
-
     #[inline(always)]
     fn start(settings: &Settings) -> Self {
+        let mut timer = Self { nth: 1, start_ns: 1 };
         if settings.latency_sample == 0 {
-            return Self::OFF;
+            return timer;
         }
-        let Some(latency) = LATENCY.get_ptr_mut(0) else {
-            return Self::OFF;
-        };
-        // SAFETY: the pointer is to this CPU's element, which nothing else writes while the program runs.
-        let nth = unsafe {
-            (*latency).packets += 1;
-            (*latency).packets
-        };
-        if nth & (settings.latency_sample as u64 - 1) != 0 {
-            return Self::OFF;
+        if let Some(latency) = LATENCY.get_ptr_mut(0) {
+            // SAFETY: the pointer is to this CPU's element, which nothing else writes while the program runs.
+            unsafe {
+                (*latency).packets += 1;
+                timer.nth = (*latency).packets;
+            }
         }
-        // SAFETY: the helper takes no arguments and only reads kernel state.
-        let start_ns = unsafe { bpf_ktime_get_ns() };
-        Self { latency, start_ns }
+        timer.start_ns = if timer.is_running(settings) {
+            // SAFETY: the helper takes no arguments and only reads kernel state.
+            unsafe { bpf_ktime_get_ns() }
+        } else {
+            timer.nth
+        };
+        timer
     }
 
     #[inline(always)]
-    fn stop(self) {
-        if self.latency.is_null() {
+    fn is_running(&self, settings: &Settings) -> bool {
+        self.nth & (settings.latency_sample as u64).wrapping_sub(1) == 0
+    }
+
+    #[inline(always)]
+    fn stop(self, settings: &Settings) {
+        if settings.latency_sample == 0 || !self.is_running(settings) {
             return;
         }
+        let Some(latency) = LATENCY.get_ptr_mut(0) else {
+            return;
+        };
         // SAFETY: as in `start`; the bucket's index is kept below the number of buckets.
         unsafe {
             let took = bpf_ktime_get_ns() - self.start_ns;
             let bucket = bucket(took);
-            (*self.latency).sum_ns += took;
+            (*latency).sum_ns += took;
             if bucket < LATENCY_BUCKETS {
-                (*self.latency).buckets[bucket] += 1;
+                (*latency).buckets[bucket] += 1;
             }
         }
     }
